@@ -1,0 +1,45 @@
+"""The command line: a thin skin. No torch at import; one file a command."""
+
+from __future__ import annotations
+
+import typer
+
+from obsprune.cli.console import guarded
+from obsprune.cli.evaluate import evaluate
+from obsprune.cli.inspect import inspect
+from obsprune.cli.prune import prune
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")}
+app = typer.Typer(
+    help="Make pretrained Hugging Face checkpoints sparse, and measure what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
+)
+app.command("prune", context_settings=SETTINGS)(prune)
+app.command("eval", context_settings=SETTINGS)(evaluate)
+app.command("inspect", context_settings=SETTINGS)(inspect)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from obsprune import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """Make pretrained Hugging Face checkpoints sparse, and measure what it cost."""
+
+
+def main() -> None:
+    """The entry point: every expected error becomes one sentence and an exit code."""
+    with guarded():
+        app()

@@ -1,0 +1,54 @@
+"""`obsprune eval`: perplexity of a checkpoint, alone or beside another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from obsprune.cli import options
+from obsprune.cli.console import Watch, err, quiet_libraries
+from obsprune.cli.prune import OUT
+from obsprune.cli.tables import eval_table
+from obsprune.errors import InputError
+
+
+def evaluate(
+    model: options.Model = None,
+    task: options.Task = None,
+    compare: options.Compare = None,
+    limit: options.Limit = None,
+    seqlen: options.Seqlen = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure the perplexity of a model, with the whole protocol in the result (without MODEL: of the newest one)."""
+    quiet_libraries()
+    if model is None:
+        model = str(newest_result())
+        err.print(f"evaluating the newest result, {model}")
+    from obsprune.pipeline import evaluate_checkpoint
+
+    with Watch(quiet or json_) as watch:
+        scores = evaluate_checkpoint(
+            model, task or [], watch, compare, limit, seqlen=seqlen, dtype=dtype or "auto", device=device or "auto",
+            revision=revision, token=token, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    if json_:
+        typer.echo(json.dumps(scores, indent=1))
+    else:
+        typer.echo(eval_table(scores))
+
+
+def newest_result() -> Path:
+    """The result in ./obsprune-out that was finished last. Raises InputError when there is none."""
+    reports = sorted(OUT.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
+    if not reports:
+        raise InputError("there is no result in ./obsprune-out; name a model, or prune one first: obsprune prune demo")
+    return reports[-1].parent

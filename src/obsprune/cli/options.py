@@ -1,0 +1,88 @@
+"""The flags, each once: commands share them by type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Option = typer.Option
+
+# What is pruned or measured
+Model = Annotated[
+    str | None, typer.Argument(help="A local directory, a Hugging Face id, or 'demo'.", show_default=False)
+]
+Revision = Annotated[str | None, Option(help="Branch, tag or commit on the hub.")]
+Token = Annotated[str | None, Option(help="Access token for the hub (or HF_TOKEN).", show_default=False)]
+TrustRemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
+Dtype = Annotated[
+    str | None, Option(help="Of the forward passes: auto, float32, bfloat16, float16. [default: auto, as stored]")
+]
+Device = Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, … [default: auto]")]
+
+# How sparse, and by which method
+Sparsity = Annotated[float | None, Option(help="Share of zeros in [0, 1). [default: 0.5, or what n:m implies]")]
+Pattern = Annotated[
+    str | None,
+    Option(
+        help="unstructured, row, or n:m (n KEPT of every m inputs, such as 2:4). [default: unstructured; row for wanda]"
+    ),
+]
+Solver = Annotated[str | None, Option(help="magnitude, wanda or sparsegpt. [default: sparsegpt]")]
+Iters = Annotated[int | None, Option(help="Rounds; only 1 (one shot) in this version. [default: 1]")]
+Skip = Annotated[list[str] | None, Option(metavar="REGEX", help="Matrices whose name matches stay dense. Repeatable.")]
+Config = Annotated[Path | None, Option(help="A recipe (YAML); flags override it.")]
+Set = Annotated[
+    list[str] | None,
+    Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other setting: solver.damping=0.02, solver.refit=10, engine.true_sequential=true. Repeatable.",
+    ),
+]
+
+# The data
+Dataset = Annotated[
+    str | None,
+    Option(
+        help="Calibration: wikitext2, c4, a .txt, .jsonl, .json, .csv or .parquet file, or FILE.safetensors[:TENSOR] "
+        "of token ids. [default: c4]"
+    ),
+]
+TextColumn = Annotated[str | None, Option(help="The column of a table that holds the text.")]
+Nsamples = Annotated[int | None, Option(help="Calibration sequences. [default: 128]")]
+Seqlen = Annotated[int | None, Option(help="Tokens a sequence. [default: 2048, at most the model's own maximum]")]
+Seed = Annotated[int | None, Option(help="Draws the sequences; the same seed gives the same bytes. [default: 0]")]
+BatchSize = Annotated[str | None, Option(help="Sequences in one forward, or auto. [default: auto]")]
+
+# Evaluation
+Eval = Annotated[
+    list[str] | None,
+    Option(
+        "--eval",
+        metavar="TASK",
+        help="heldout, wikitext2, c4, text=FILE, or none. Repeatable. "
+        "[default: heldout, and wikitext2 where it can be had]",
+    ),
+]
+Task = Annotated[
+    list[str] | None,
+    Option(
+        metavar="TASK",
+        help="heldout, wikitext2, c4, text=FILE (.txt, a table, or FILE.safetensors:TENSOR). Repeatable. "
+        "[default: heldout for obsprune's results, else wikitext2]",
+    ),
+]
+Compare = Annotated[str | None, Option(metavar="MODEL", help="Another model on the same tasks, and the ratio.")]
+Limit = Annotated[int | None, Option(min=1, help="Only the first sequences of each task.")]
+
+# The run
+OutputDir = Annotated[
+    Path | None,
+    Option("--output-dir", "-o", help="Where the result goes. [default: ./obsprune-out/<model>-<what>]"),
+]
+DryRun = Annotated[bool, Option("--dry-run", help="Show what would be pruned and skipped, and stop.")]
+Force = Annotated[bool, Option("--force", help="Delete a former run in the output directory and start anew.")]
+Json = Annotated[bool, Option("--json", help="Only the result, as JSON, on stdout.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress.")]

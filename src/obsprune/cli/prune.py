@@ -1,0 +1,96 @@
+"""`obsprune prune`: flags become a recipe, the pipeline does the work, the end is a table and a path."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from obsprune.cli import options
+from obsprune.cli.console import Watch, err, quiet_libraries
+from obsprune.cli.tables import dry_run_tables, prune_tables
+
+OUT = Path("obsprune-out")
+
+
+def prune(
+    model: options.Model = None,
+    sparsity: options.Sparsity = None,
+    pattern: options.Pattern = None,
+    solver: options.Solver = None,
+    iters: options.Iters = None,
+    dataset: options.Dataset = None,
+    text_column: options.TextColumn = None,
+    nsamples: options.Nsamples = None,
+    seqlen: options.Seqlen = None,
+    seed: options.Seed = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    batch_size: options.BatchSize = None,
+    output_dir: options.OutputDir = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    skip: options.Skip = None,
+    eval_: options.Eval = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Prune a causal language model and write a sparse checkpoint."""
+    quiet_libraries()
+    from obsprune import pipeline
+    from obsprune.recipe import make_recipe, merge, parse_setting, read_recipe
+
+    flags = {
+        "model": _given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
+        "data": _given(dataset=dataset, text_column=text_column, nsamples=nsamples, seqlen=seqlen),
+        "solver": _given(name=solver),
+        "engine": _given(device=device, batch_size=_number(batch_size)),
+        **_given(sparsity=sparsity, pattern=pattern, iters=iters, seed=seed, skip=skip, evaluation=eval_),
+    }
+    file = read_recipe(config) if config else {}
+    recipe = make_recipe(file, flags, merge({}, *map(parse_setting, set_ or [])))
+    if not recipe.model.name:
+        raise typer.BadParameter("give a model: a directory, a Hugging Face id, or 'demo'", param_hint="MODEL")
+    output = output_dir or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"
+    if dry_run:
+        plan = pipeline.make_plan(recipe, token)
+        _show(dry_run_tables(plan), pipeline.describe(plan), json_)
+        return
+    with Watch(quiet or json_) as watch:
+        report = pipeline.prune(
+            recipe, output, watch, force, token, shlex.join(["obsprune", *_without_token(sys.argv[1:])])
+        )
+    _show([] if quiet else prune_tables(report), report, json_)
+    if not json_:
+        typer.echo(report["output"])
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _number(text: str | None) -> int | str | None:
+    return int(text) if text and text.lstrip("-").isdigit() else text
+
+
+def _without_token(words: list[str]) -> list[str]:
+    """The command line for the report, without a secret in it."""
+    hidden = [index + 1 for index, word in enumerate(words) if word == "--token"]
+    return ["***" if index in hidden or word.startswith("--token=") else word for index, word in enumerate(words)]
+
+
+def _show(tables: list[Any], machine: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(machine, indent=1))
+    else:
+        for table in tables:
+            err.print(table)

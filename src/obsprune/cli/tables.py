@@ -1,0 +1,94 @@
+"""Results as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def _table(title: str, columns: list[str], left: int = 1) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left else "right", overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: Any) -> None:
+    table.add_row(*(Text(str(cell)) for cell in cells))  # Text: names from a model are never markup
+
+
+def plain(*tables: Table) -> str:
+    """Tables as text for stdout, as wide as the terminal and never folded below 100 columns when it is a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 100))
+    with console.capture() as capture:
+        for table in tables:
+            console.print(table)
+    return capture.get().rstrip()
+
+
+def seconds(value: float) -> str:
+    """Seconds as a person says them."""
+    return f"{value:.1f} s" if value < 120 else f"{value // 60:.0f} min {value % 60:.0f} s"
+
+
+def prune_tables(report: dict[str, Any]) -> list[Table]:
+    """Dense against pruned, and the facts of the run."""
+    scores = _table("perplexity", ["task", "dense", "pruned", "ratio", "tokens"])
+    for task, pair in report["evaluation"].items():
+        dense, pruned = pair["dense"], pair["pruned"]
+        _row(scores, task, f"{dense['perplexity']:.3f}", f"{pruned['perplexity']:.3f}", f"{pair['ratio']:.3f}",
+             f"{dense['sequences']} x {dense['seqlen']}")  # fmt: skip
+    facts = _table("result", ["", ""], left=2)
+    sparsity, memory = report["sparsity"], report["peak_memory_bytes"]
+    _row(facts, "sparsity", f"asked {sparsity['asked']:.4f} ({sparsity['pattern']}), reached {sparsity['reached']:.4f} "
+         f"of {sparsity['weights']:,} weights in {len(report['matrices'])} matrices")  # fmt: skip
+    _row(facts, "time", f"{seconds(report['seconds']['total'])} (pruning {seconds(report['seconds']['pruning'])})")
+    _row(facts, "peak memory", ", ".join(f"{value / 1e9:.2f} GB {where}" for where, value in memory.items()))
+    for warning in report["warnings"]:
+        _row(facts, "note", warning)
+    return [scores, facts] if report["evaluation"] else [facts]
+
+
+def dry_run_tables(plan: Any) -> list[Table]:
+    """What would be pruned, what would not and why, and on how many tokens."""
+    matrices = _table("to prune", ["matrix", "rows", "columns", "zeros"])
+    for matrix in plan.model.matrices:
+        rows, columns = matrix.shape
+        _row(matrices, matrix.name, rows, columns, f"{plan.patterns[matrix.name].pruned(rows, columns):,}")
+    skipped = _table("stays dense", ["weight", "why"], left=2)
+    for name, why in plan.model.skipped.items():
+        _row(skipped, name, why)
+    facts = _table("calibration", ["", ""], left=2)
+    for key, value in plan.draw.facts.items():
+        _row(facts, key, value)
+    for notice in plan.notices:
+        _row(facts, "note", notice)
+    return [matrices, skipped, facts]
+
+
+def eval_table(scores: dict[str, Any]) -> str:
+    """Perplexities with their protocol; two models side by side when there are two."""
+    table = _table("", ["task", "model", "perplexity", "ratio", "sequences", "corpus, join"])
+    for task, entry in scores["tasks"].items():
+        for who in ("model", "compare"):
+            if who in entry:
+                score, ratio = entry[who], f"{entry['ratio']:.3f}" if who == "model" and "ratio" in entry else ""
+                _row(table, task, scores[who], f"{score['perplexity']:.4f}", ratio,
+                     f"{score['sequences']} x {score['seqlen']}", f"{score['corpus']}, {score['join']}")  # fmt: skip
+    return plain(table)
+
+
+def inspect_table(result: dict[str, Any]) -> str:
+    """One line a matrix."""
+    table = _table("", ["matrix", "shape", "sparsity", "error", "damping", "seconds", "stored as"])
+    for matrix in result["matrices"]:
+        rows, columns = matrix["shape"]
+        _row(table, matrix["name"], f"{rows} x {columns}", f"{matrix['sparsity']:.4f}", f"{matrix['error']:.4f}",
+             f"{matrix['damping']:g}", f"{matrix['seconds']:.2f}", matrix["dtype"])  # fmt: skip
+    total = result["sparsity"]
+    return f"{plain(table)}\n{total['zeros']:,} of {total['weights']:,} weights are zero ({total['reached']:.4f})"

@@ -1,0 +1,101 @@
+"""Linear algebra of the layer problem  min over sparse Z of tr (W−Z) H (W−Z)ᵀ.
+
+Legend: W_RC dense weight, Z_RC sparse weight, H_CC Gram (Σ x xᵀ), A_CC damped Gram, U_CC upper triangular with
+A⁻¹ = UᵀU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from obsprune.core.statistics import Gram
+from obsprune.errors import NotPositiveDefinite
+
+LADDER = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Dampings climbed, after the one asked for, until the Cholesky factorisation succeeds."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """U_CC with (H + λI)⁻¹ = UᵀU, and the damping really used (a share of the mean live diagonal)."""
+
+    U_CC: Tensor
+    damping: float
+
+
+def layer_loss(D_RC: Tensor, H_CC: Tensor) -> float:
+    """tr D H Dᵀ = ‖D X‖², the squared output error that a weight change D causes: (output)² summed over tokens."""
+    D_RC = D_RC.to(H_CC.dtype)
+    return float((D_RC @ H_CC).mul_(D_RC).sum(dtype=torch.float64))
+
+
+def dead_columns(H_CC: Tensor) -> Tensor:
+    """Inputs that were zero on every token: bool [C]."""
+    return H_CC.diagonal() == 0
+
+
+def damped(H_CC: Tensor, damping: float) -> Tensor:
+    """A = H + λI with λ = damping·(mean of the live diagonal); a dead column first gets that mean as its diagonal."""
+    dead_C = dead_columns(H_CC)
+    diagonal_C = H_CC.diagonal()
+    mean = diagonal_C[~dead_C].mean() if not bool(dead_C.all()) else diagonal_C.new_ones(())
+    A_CC = H_CC.clone()
+    A_CC.diagonal().copy_(torch.where(dead_C, mean, diagonal_C) + damping * mean)
+    return A_CC
+
+
+def inverse_factor(A_CC: Tensor) -> Tensor | None:
+    """Upper U with A⁻¹ = UᵀU, or None when A is not positive definite.
+
+    Flip trick: with J the reversal and L = chol(J A J), U = J L⁻¹ J. For A = (JLJ)(JLJ)ᵀ with JLJ upper triangular,
+    so A⁻¹ = (JLJ)⁻ᵀ(JLJ)⁻¹. One Cholesky and one triangular inverse; A⁻¹ itself is never formed.
+    """
+    L_CC, info = torch.linalg.cholesky_ex(A_CC.flip(0, 1))
+    if int(info):
+        return None
+    eye_CC = torch.eye(len(A_CC), dtype=A_CC.dtype, device=A_CC.device)
+    U_CC = torch.linalg.solve_triangular(L_CC, eye_CC, upper=False).flip(0, 1)
+    return U_CC.contiguous() if bool(U_CC.isfinite().all()) else None
+
+
+def factorise(gram: Gram, damping: float) -> Factor:
+    """The inverse factor of the damped Gram: the ladder of dampings in the Gram's dtype, then again in float64.
+
+    Raises NotPositiveDefinite when nothing helps; never another matrix in silence.
+    """
+    steps = [damping, *(step for step in LADDER if step > damping)]
+    for dtype in dict.fromkeys((gram.H_CC.dtype, torch.float64)):
+        for step in steps:
+            U_CC = inverse_factor(damped(gram.H_CC.to(dtype), step))
+            if U_CC is not None:
+                return Factor(U_CC.to(gram.H_CC.dtype), step)
+    raise NotPositiveDefinite(gram.name, gram.count, len(gram.H_CC), steps[-1])
+
+
+def refit(W_RC: Tensor, Z_RC: Tensor, A_CC: Tensor, keep_RC: Tensor, steps: int) -> Tensor:
+    """Moves Z toward the minimiser of tr (W−Z) A (W−Z)ᵀ on its support by masked conjugate gradients, rows at once.
+
+    Jacobi preconditioner; the restriction of A to a row's support is positive definite, so the loss never rises in
+    exact arithmetic. Rows that have converged (<R, Y> = 0) stand still.
+    """
+    inverse_diagonal_C = A_CC.diagonal().reciprocal()
+    R_RC = ((W_RC - Z_RC) @ A_CC).mul_(keep_RC)
+    Y_RC = R_RC * inverse_diagonal_C
+    P_RC, rho_R1 = Y_RC, (R_RC * Y_RC).sum(1, keepdim=True)
+    for _ in range(steps):
+        Q_RC = (P_RC @ A_CC).mul_(keep_RC)
+        alpha_R1 = _ratio(rho_R1, (P_RC * Q_RC).sum(1, keepdim=True))
+        Z_RC = Z_RC + alpha_R1 * P_RC
+        R_RC = R_RC - alpha_R1 * Q_RC
+        Y_RC = R_RC * inverse_diagonal_C
+        rho_R1, before_R1 = (R_RC * Y_RC).sum(1, keepdim=True), rho_R1
+        P_RC = Y_RC + _ratio(rho_R1, before_R1) * P_RC
+    return Z_RC
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above / below, and 0 where below is 0: a converged row takes no further step."""
+    return torch.where(below > 0, above / below.clamp_min(torch.finfo(below.dtype).tiny), 0)

@@ -1,0 +1,199 @@
+"""Which weights may survive: a pattern turns scores into a keep mask.
+
+Legend: R rows (outputs), C columns (inputs); scores_RC is high where a weight matters; keep_RC is True where it
+survives.
+
+A solver never asks which pattern it has. It asks for the part of the pattern that rules a tile of columns (`tile`),
+and for the mask (`keep`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from obsprune.errors import InputError
+
+
+class Pattern(ABC):
+    """A rule that a keep mask obeys."""
+
+    group: int | None = None
+    """Columns that must be judged together (m of n:m); None leaves the width of a tile to the solver."""
+
+    @abstractmethod
+    def keep(self, scores_RC: Tensor) -> Tensor:
+        """The mask of the best weights under the rule: bool [R, C], True = survives. Ties prune the lowest index."""
+
+    @abstractmethod
+    def tile(self, rows: int, start: int, stop: int) -> Pattern:
+        """The rule for columns start…stop alone, with their share of the matrix's budget (cumulative rounding)."""
+
+    @abstractmethod
+    def pruned(self, rows: int, columns: int) -> int:
+        """How many weights of a [rows, columns] matrix the rule prunes, exactly."""
+
+    @abstractmethod
+    def check(self, rows: int, columns: int) -> None:
+        """Raises InputError when a [rows, columns] matrix cannot obey the rule."""
+
+
+def prune_lowest(scores_RC: Tensor, count: int) -> Tensor:
+    """Keep mask that drops exactly the `count` lowest scores of each row; ties go by index, lowest first.
+
+    A selection of the count-th value instead of a sort: linear in the number of scores.
+    """
+    if count == 0:
+        return torch.ones_like(scores_RC, dtype=torch.bool)
+    threshold_R1 = scores_RC.kthvalue(count, dim=-1, keepdim=True).values
+    below_RC, equal_RC = scores_RC < threshold_R1, scores_RC == threshold_R1
+    missing_R1 = count - below_RC.sum(-1, keepdim=True)
+    return ~(below_RC | (equal_RC & (equal_RC.cumsum(-1) <= missing_R1)))
+
+
+def _check_share(sparsity: float) -> None:
+    """Raises InputError unless 0 ≤ sparsity ≤ 1."""
+    if not 0 <= sparsity <= 1:
+        raise InputError(f"sparsity is the share of weights to prune, between 0 and 1, and this is {sparsity:g}")
+
+
+@final
+@dataclass(frozen=True)
+class Lowest(Pattern):
+    """Exactly `count` weights of the whole matrix or tile are pruned, wherever they are."""
+
+    count: int
+
+    def keep(self, scores_RC: Tensor) -> Tensor:
+        return prune_lowest(scores_RC.reshape(1, -1), self.count).view_as(scores_RC)
+
+    def tile(self, rows: int, start: int, stop: int) -> Pattern:
+        raise TypeError("a tile has no tiles")
+
+    def pruned(self, rows: int, columns: int) -> int:
+        return self.count
+
+    def check(self, rows: int, columns: int) -> None:
+        if not 0 <= self.count <= rows * columns:
+            raise InputError(f"cannot prune {self.count} of {rows * columns} weights")
+
+
+@final
+@dataclass(frozen=True)
+class LowestPerRow(Pattern):
+    """Exactly `count` weights of every row are pruned."""
+
+    count: int
+
+    def keep(self, scores_RC: Tensor) -> Tensor:
+        return prune_lowest(scores_RC, self.count)
+
+    def tile(self, rows: int, start: int, stop: int) -> Pattern:
+        raise TypeError("a tile has no tiles")
+
+    def pruned(self, rows: int, columns: int) -> int:
+        return self.count * rows
+
+    def check(self, rows: int, columns: int) -> None:
+        if not 0 <= self.count <= columns:
+            raise InputError(f"cannot prune {self.count} of {columns} weights in a row")
+
+
+@final
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """A share `sparsity` of the whole matrix: exactly round(sparsity·R·C) zeros."""
+
+    sparsity: float
+
+    def keep(self, scores_RC: Tensor) -> Tensor:
+        return Lowest(self.pruned(*scores_RC.shape)).keep(scores_RC)
+
+    def tile(self, rows: int, start: int, stop: int) -> Pattern:
+        return Lowest(self.pruned(rows, stop) - self.pruned(rows, start))
+
+    def pruned(self, rows: int, columns: int) -> int:
+        return round(self.sparsity * rows * columns)
+
+    def check(self, rows: int, columns: int) -> None:
+        _check_share(self.sparsity)
+
+
+@final
+@dataclass(frozen=True)
+class PerRow(Pattern):
+    """A share `sparsity` of every row: exactly round(sparsity·C) zeros in each."""
+
+    sparsity: float
+
+    def keep(self, scores_RC: Tensor) -> Tensor:
+        return LowestPerRow(self._of(scores_RC.shape[1])).keep(scores_RC)
+
+    def tile(self, rows: int, start: int, stop: int) -> Pattern:
+        return LowestPerRow(self._of(stop) - self._of(start))
+
+    def pruned(self, rows: int, columns: int) -> int:
+        return rows * self._of(columns)
+
+    def check(self, rows: int, columns: int) -> None:
+        _check_share(self.sparsity)
+
+    def _of(self, columns: int) -> int:
+        return round(self.sparsity * columns)
+
+
+@final
+@dataclass(frozen=True)
+class NofM(Pattern):
+    """n KEPT of every m consecutive inputs of a row (2:4, 4:8, …)."""
+
+    n: int
+    m: int
+
+    @property
+    def group(self) -> int:  # type: ignore[override]
+        return self.m
+
+    def keep(self, scores_RC: Tensor) -> Tensor:
+        groups = scores_RC.reshape(-1, self.m)
+        return prune_lowest(groups, self.m - self.n).view_as(scores_RC)
+
+    def tile(self, rows: int, start: int, stop: int) -> Pattern:
+        return self
+
+    def pruned(self, rows: int, columns: int) -> int:
+        return rows * columns // self.m * (self.m - self.n)
+
+    def check(self, rows: int, columns: int) -> None:
+        if not 0 <= self.n <= self.m:
+            raise InputError(f"{self.n}:{self.m} keeps {self.n} of every {self.m} weights; n must lie between 0 and m")
+        if columns % self.m:
+            raise InputError(
+                f"{self.n}:{self.m} needs an input width that {self.m} divides, and this one has {columns} columns; "
+                f"skip it (--skip REGEX) or use --pattern unstructured"
+            )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Given(Pattern):
+    """The mask itself: bool [R, C]."""
+
+    mask_RC: Tensor
+
+    def keep(self, scores_RC: Tensor) -> Tensor:
+        return self.mask_RC
+
+    def tile(self, rows: int, start: int, stop: int) -> Pattern:
+        return Given(self.mask_RC[:, start:stop])
+
+    def pruned(self, rows: int, columns: int) -> int:
+        return int((~self.mask_RC).sum())
+
+    def check(self, rows: int, columns: int) -> None:
+        if tuple(self.mask_RC.shape) != (rows, columns):
+            raise InputError(f"the mask is {tuple(self.mask_RC.shape)} and the matrix {(rows, columns)}")

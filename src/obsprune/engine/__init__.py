@@ -1,0 +1,1 @@
+"""Moves data to solvers and answers home; decides nothing numerical."""

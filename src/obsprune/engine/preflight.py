@@ -1,0 +1,47 @@
+"""What is checked before an hour is spent: the walk equals the model's own forward, and all numbers are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from obsprune.errors import InputError, WalkMismatch
+from obsprune.models.load import Model
+from obsprune.models.matrices import Matrix, observed
+from obsprune.models.walk import Walk
+from obsprune.progress import Progress
+
+
+def check_walk(model: Model, batch: Mapping[str, Tensor], progress: Progress) -> None:
+    """Sends one small batch through the dense model twice, plainly and by the walk; both must agree bit for bit.
+
+    Every block is loaded on the way, so a weight that is missing or not finite shows here, before anything is written.
+    Raises WalkMismatch, or InputError naming the weight or the matrix with infinite inputs.
+    """
+    progress.stage("checking the model", len(model.blocks))
+    with observed(model.matrices, _finite), model.lazily_loaded(), torch.no_grad():
+        plain = model.network(**batch).logits
+    walked: list[Any] = []
+    with Walk(
+        model.network, [b.module for b in model.blocks], [batch], lambda _, out: walked.append(out.logits)
+    ) as walk:
+        for stop in walk:
+            with model.blocks[stop.index].loaded(model.device):
+                stop.hand_on()
+            progress.step()
+    if not torch.equal(walked[0], plain):
+        difference = float((walked[0] - plain).abs().max())
+        raise WalkMismatch(
+            f"walking a {model.config.model_type} model changes its logits by {difference:g}; please report it"
+        )
+
+
+def _finite(matrix: Matrix, x: Tensor) -> None:
+    if not bool(x.isfinite().all()):
+        raise InputError(
+            f"the dense model's activations into {matrix.name} are not finite in {x.dtype}; "
+            "compute in a wider type (--dtype float32), or the checkpoint is damaged"
+        )

@@ -1,0 +1,167 @@
+"""The directory of one run: recipe, journal, finished shards. It is the truth about what is done, then the result.
+
+Files: recipe.yaml (what was asked), progress.jsonl (the journal, one line an event), model-*.safetensors (a shard a
+block, the first one for everything outside the blocks); config.json comes last, so nothing unfinished can be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+from torch import Tensor
+
+from obsprune.errors import InputError, OutputError
+from obsprune.models.checkpoint import Checkpoint, copy_side_files, write_index, write_shard, write_text
+
+RECIPE, JOURNAL, REPORT = "recipe.yaml", "progress.jsonl", "report.json"
+Event = dict[str, Any]
+
+
+@final
+class RunDir:
+    """One run. `open` looks, `start` creates or continues, `commit` adds a block, `finish` makes it a checkpoint."""
+
+    def __init__(self, path: Path, events: list[Event]) -> None:
+        self.path, self.events = path, events
+        self._shards: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, path: Path, source: Path, force: bool = False) -> RunDir:
+        """Looks at the output directory without touching it (with `force`, a former run there is deleted by `start`).
+
+        Raises InputError when it holds anything but an unfinished run, or is the source checkpoint itself.
+        """
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; choose another -o")
+        if path.resolve() == source.resolve():
+            raise InputError(f"{path} is the dense checkpoint itself; choose another -o")
+        empty = not path.is_dir() or not any(path.iterdir())
+        ours = (path / JOURNAL).is_file() and (path / RECIPE).is_file()
+        if not empty and not ours:
+            raise InputError(
+                f"{path} is not empty and was not made by obsprune; choose another -o, or empty it yourself"
+            )
+        run = cls(path, [] if empty or force else _read_journal(path / JOURNAL))
+        if run.recorded("end") is not None:
+            raise InputError(
+                f"{path} holds a finished run; see 'obsprune inspect {path}', or use --force or another -o"
+            )
+        return run
+
+    def start(self, recipe: Mapping[str, Any], facts: Mapping[str, Any], blocks: list[str], bytes_needed: int) -> bool:
+        """Creates the directory, or continues there; True when it continues.
+
+        facts: everything besides the recipe that decides the bytes of the result (versions, hashes). Raises InputError
+        with the differences when the unfinished run there is another one, or when the disk is too small.
+        """
+        total = len(blocks) + 1
+        self._shards = {
+            name: f"model-{index:05d}-of-{total:05d}.safetensors" for index, name in enumerate(["", *blocks], 1)
+        }
+        if self.events:
+            _require_same(self.path, self.recorded("start") or {}, {"recipe": recipe, "facts": facts})
+            return True
+        self._require_space(bytes_needed)
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"cannot create {self.path}: {error.strerror}; choose another -o") from error
+        write_text(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+        self.record("start", recipe=recipe, facts=facts)
+        return False
+
+    def _require_space(self, needed: int) -> None:
+        parent = next(path for path in [self.path, *self.path.resolve().parents] if path.exists())
+        free = shutil.disk_usage(parent).free
+        if free < needed:
+            raise InputError(
+                f"the result needs {needed / 1e9:.2f} GB and {parent} has {free / 1e9:.2f} GB free; "
+                "make room or choose another -o"
+            )
+
+    def record(self, kind: str, **payload: Any) -> None:
+        """Adds one line to the journal and sees it to the disk."""
+        event = {"kind": kind, **payload}
+        try:
+            with (self.path / JOURNAL).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path / JOURNAL}: {error.strerror}; make room, then repeat the command"
+            ) from error
+        self.events.append(json.loads(json.dumps(event)))
+
+    def recorded(self, kind: str, **match: Any) -> Event | None:
+        """The last event of this kind whose fields equal `match`."""
+        found = [
+            e for e in self.events if e["kind"] == kind and all(e.get(key) == value for key, value in match.items())
+        ]
+        return found[-1] if found else None
+
+    def commit(self, block: str, tensors: Mapping[str, Tensor], matrices: list[Event], seconds: float) -> None:
+        """Writes a finished block: first the shard, then the line that says so."""
+        write_shard(self.path / self._shards[block], tensors)
+        self.record("block", name=block, matrices=matrices, seconds=seconds)
+
+    def committed(self, block: str) -> Path | None:
+        """The shard of a block that is done."""
+        path = self.path / self._shards[block]
+        return path if self.recorded("block", name=block) and path.is_file() else None
+
+    def summary(self, block: str) -> str:
+        """One line about a finished block."""
+        event = self.recorded("block", name=block)
+        if not event or not event["matrices"]:
+            return f"{block}  nothing to prune"
+        worst = max(event["matrices"], key=lambda matrix: matrix["error"])
+        return (
+            f"{block}  {event['seconds']:.1f} s  worst error {worst['error']:.4f} ({worst['name'].rpartition('.')[2]})"
+        )
+
+    def finish(self, checkpoint: Checkpoint, rest: list[str]) -> None:
+        """Everything outside the blocks as stored, index, tokenizer, and last the config: now it can be loaded."""
+        write_shard(self.path / self._shards[""], checkpoint.read(rest))
+        write_index(self.path)
+        copy_side_files(checkpoint.directory, self.path)
+
+    def abandon(self) -> None:
+        """Removes the directory when nothing was committed to it."""
+        if self.path.is_dir() and (self.path / JOURNAL).is_file() and self.recorded("block") is None:
+            shutil.rmtree(self.path)
+
+
+def _read_journal(path: Path) -> list[Event]:
+    """All whole lines; a torn last one (a kill inside a write) is cut off the file."""
+    whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    if torn:
+        write_text(path, whole + "\n" if whole else "")
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def _require_same(path: Path, before: Event, now: Event) -> None:
+    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    changed = [line for line in changed if not line.startswith("kind:")]
+    if changed:
+        raise InputError(
+            f"{path} holds an unfinished run of another recipe ({'; '.join(changed)}); "
+            "repeat the old command to finish it, or use --force or another -o"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        k: v for key, part in tree.items() for k, v in _flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

@@ -1,0 +1,102 @@
+"""Blocks: the repeated layers a model is made of, found without knowing the family, and loaded one at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from obsprune.errors import InputError
+from obsprune.models.checkpoint import Checkpoint, read_tensors
+from obsprune.models.matrices import Matrix
+
+
+@final
+class Block:
+    """One block: on the meta device until `loaded`, on it again afterwards.
+
+    keys: {checkpoint key: parameter name inside the block, or None when the block has no place for it}.
+    """
+
+    def __init__(self, name: str, module: nn.Module, checkpoint: Checkpoint, keys: Mapping[str, str | None]) -> None:
+        self.name, self.module, self.checkpoint, self.keys = name, module, checkpoint, dict(keys)
+        self.matrices: list[Matrix] = []
+
+    @contextmanager
+    def loaded(self, device: torch.device, shard: Path | None = None) -> Iterator[None]:
+        """While open, the weights are on `device`: the checkpoint's, or those of `shard` where one is given."""
+        tensors = read_tensors(shard, self.keys) if shard else self.checkpoint.read(self.keys)
+        own = {name: tensor for key, tensor in tensors.items() if (name := self.keys[key])}
+        assign(self.module, own, device, self.name)
+        require_loaded(str(self.checkpoint.directory), self.module.named_parameters(prefix=self.name))
+        try:
+            yield
+        finally:
+            for module in self.module.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    setattr(module, name, _without_storage(parameter))
+
+    def tensors(self, changed: set[str]) -> dict[str, Tensor]:
+        """The block as a shard has it: parameters in `changed` (full names) from the module, the rest as stored."""
+        tensors = self.checkpoint.read(self.keys)
+        parameters = dict(self.module.named_parameters())
+        for key, name in self.keys.items():
+            if name and f"{self.name}.{name}" in changed:
+                tensors[key] = parameters[name].detach().to("cpu", tensors[key].dtype)
+        return tensors
+
+
+def _without_storage(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+
+def assign(module: nn.Module, tensors: Mapping[str, Tensor], device: torch.device, what: str) -> None:
+    """Gives a module on meta those of its weights that `tensors` holds, in the dtypes the module was made with.
+
+    Raises InputError for a wrong shape or a weight that is not finite.
+    """
+    expected = module.state_dict()
+    for name, tensor in tensors.items():
+        stored, configured = tuple(tensor.shape), tuple(expected[name].shape)
+        if stored != configured:
+            raise InputError(f"{what}.{name} is {stored} in the checkpoint and {configured} by its config")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(f"the weight {what}.{name} contains NaN or infinity; the checkpoint is damaged")
+    ready = {name: tensor.to(device, expected[name].dtype) for name, tensor in tensors.items()}
+    module.load_state_dict(ready, strict=False, assign=True)
+
+
+def require_loaded(what: str, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Raises InputError when a parameter is still on meta: the checkpoint had no tensor for it."""
+    for name, parameter in parameters:
+        if parameter.is_meta:
+            raise InputError(
+                f"{what} has no weight for {name}; it is incomplete, or its config names another architecture"
+            )
+
+
+def find_blocks(network: nn.Module, config: Any, pattern: str | None) -> list[tuple[str, nn.Module]]:
+    """The blocks with their names, in order: modules whose whole name matches `pattern`, else the ModuleList as long as
+    the config says the model is deep (the heaviest one, if there are several).
+
+    Raises InputError when nothing is found.
+    """
+    if pattern:
+        found = [(name, module) for name, module in network.named_modules() if re.fullmatch(pattern, name)]
+        if not found:
+            raise InputError(f"no module's name matches model.blocks = '{pattern}'")
+        return found
+    depth = getattr(config.get_text_config(), "num_hidden_layers", None)
+    lists = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not lists:
+        raise InputError(
+            f"no list of {depth} blocks in a {config.model_type} model; "
+            "name them: --set model.blocks='REGEX' (a pattern of their full module names)"
+        )
+    name, layers = max(lists, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
+    return [(f"{name}.{index}", module) for index, module in enumerate(layers)]

@@ -1,0 +1,142 @@
+"""What is pruned: the weight of one layer, seen as a matrix [R, C] whatever the layer calls its dimensions.
+
+The only place in the project that asks what kind a layer is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from transformers.pytorch_utils import Conv1D
+
+Sink = Callable[["Matrix", Tensor], None]
+"""Called before the layer runs, with the tensor that enters it (valid until the layer's block is done)."""
+
+
+class Matrix(ABC):
+    """One prunable weight. `name` is the module's full name; `stored` the dtype it has in the checkpoint."""
+
+    def __init__(self, name: str, module: nn.Module, stored: torch.dtype) -> None:
+        self.name, self.module, self.stored = name, module, stored
+
+    @property
+    def parameter(self) -> str:
+        """Full name of the parameter that holds the weight."""
+        return f"{self.name}.weight"
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own tensor, in the layer's layout."""
+        return self.module.get_parameter("weight").data
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is now."""
+        return self.weight.device
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(R outputs, C inputs)."""
+
+    @abstractmethod
+    def read(self) -> Tensor:
+        """The weight [R, C] in the stored dtype."""
+
+    @abstractmethod
+    def write(self, weight_RC: Tensor) -> None:
+        """Puts a weight [R, C] into the layer, in the layer's compute dtype."""
+
+    @abstractmethod
+    def tokens(self, inputs: Tensor) -> Tensor:
+        """What enters the matrix [T, C], given what entered the layer."""
+
+    @contextmanager
+    def observed(self, sink: Sink) -> Iterator[None]:
+        """While open, `sink` sees every input of the layer."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            sink(self, args[0] if args else next(iter(kwargs.values())))
+
+        handle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@final
+class LinearMatrix(Matrix):
+    """nn.Linear: weight [out, in], as it is."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.weight.shape
+        return rows, columns
+
+    def read(self) -> Tensor:
+        return self.weight.to(self.stored)
+
+    def write(self, weight_RC: Tensor) -> None:
+        self.weight.copy_(weight_RC)
+
+    def tokens(self, inputs: Tensor) -> Tensor:
+        return inputs.reshape(-1, inputs.shape[-1])
+
+
+@final
+class Conv1DMatrix(Matrix):
+    """GPT-2's Conv1D: a linear layer that stores its weight as [in, out]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        columns, rows = self.weight.shape
+        return rows, columns
+
+    def read(self) -> Tensor:
+        return self.weight.T.contiguous().to(self.stored)
+
+    def write(self, weight_RC: Tensor) -> None:
+        self.weight.copy_(weight_RC.T)
+
+    def tokens(self, inputs: Tensor) -> Tensor:
+        return inputs.reshape(-1, inputs.shape[-1])
+
+
+KINDS: dict[type[nn.Module], type[Matrix]] = {nn.Linear: LinearMatrix, Conv1D: Conv1DMatrix}
+
+
+def find_matrices(prefix: str, block: nn.Module, stored: Callable[[str], torch.dtype]) -> list[Matrix]:
+    """The prunable layers of a block, in module order. `stored` tells the checkpoint's dtype of a parameter name."""
+    found: list[Matrix] = []
+    for name, module in block.named_modules(prefix=prefix):
+        for kind, matrix in KINDS.items():
+            if isinstance(module, kind):
+                found.append(matrix(name, module, stored(f"{name}.weight")))
+    return found
+
+
+def fused_experts(block: nn.Module) -> list[str]:
+    """Names of parameters with three or more dimensions that no convolution owns: the experts of a mixture."""
+    return [
+        f"{name}.{own}" if name else own
+        for name, module in block.named_modules()
+        if not isinstance(module, _ConvNd)
+        for own, parameter in module.named_parameters(recurse=False)
+        if sum(size > 1 for size in parameter.shape) >= 3
+    ]
+
+
+@contextmanager
+def observed(matrices: list[Matrix], sink: Sink) -> Iterator[None]:
+    """While open, `sink` sees every input of every one of the matrices."""
+    with ExitStack() as stack:
+        for matrix in matrices:
+            stack.enter_context(matrix.observed(sink))
+        yield

@@ -1,0 +1,173 @@
+"""The walk: many batches go through an untouched model together and meet at every block.
+
+Each batch runs the model's own forward in a greenlet. A block's forward is replaced by "hand my arguments to the engine
+and sleep until it returns my output", so masks, rotary embeddings and everything else a family does between its blocks
+pass as they are, without one line per family. `Stop` is the meeting at one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, final
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+
+from obsprune.errors import WalkMismatch
+
+Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+FLOOR_LEVELS = 20
+"""C frames under a driver: torch walks up to 65 frames on an error, and must not leave the greenlet's own stack."""
+
+
+class _Step:
+    """A call through a type slot: unlike a plain Python call (inlined since 3.11) it leaves frames on the C stack."""
+
+    def __init__(self, then: Callable[[], Any]) -> None:
+        self.then = then
+
+    def __call__(self) -> Any:
+        return self.then()
+
+
+def _floor(function: Callable[[], Any]) -> Callable[[], Any]:
+    for _ in range(FLOOR_LEVELS):
+        function = _Step(function)
+    return function
+
+
+@final
+class _Driver(greenlet):  # type: ignore[misc]  # greenlet ships no types
+    """One batch on its way through the model. Only drivers sleep at a block: the engine may run blocks itself."""
+
+    def __init__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        super().__init__(_floor(lambda: network(**batch)))
+
+    def resume(self, *value: Any) -> Any:
+        """Goes on to the next block (returns its Call) or to the end (returns the model's output).
+
+        Grad mode belongs to the thread, not to the greenlet: set here and put back whatever the model's code did to it.
+        """
+        was = torch.is_grad_enabled()
+        try:
+            with torch.no_grad():
+                return self.switch(*value)
+        finally:
+            torch.set_grad_enabled(was)
+
+
+def _meeting(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def sleep(*args: Any, **kwargs: Any) -> Any:
+        me = getcurrent()
+        if not isinstance(me, _Driver):
+            return forward(*args, **kwargs)
+        assert me.parent is not None
+        return me.parent.switch((block, args, kwargs))
+
+    return sleep
+
+
+@final
+class Stop:
+    """All batches stand before one block. `run` it on any of them, as often as needed; then `leave` with its output."""
+
+    def __init__(self, walk: Walk, index: int) -> None:
+        self._walk, self.index = walk, index
+
+    @property
+    def keys(self) -> list[int]:
+        """The batches that still wait here."""
+        return sorted(self._walk.calls)
+
+    @property
+    def last(self) -> bool:
+        return self.index == len(self._walk.blocks) - 1
+
+    def run(self, key: int) -> Any:
+        """The block's output (whatever the block returns) for one batch, with its weights as they are now."""
+        block, args, kwargs = self._walk.calls[key]
+        with torch.no_grad():
+            return self._walk.forwards[block](*args, **kwargs)
+
+    def leave(self, key: int, output: Any) -> None:
+        """Sends one batch on with `output`; its arguments are forgotten first: one copy of activations suffices."""
+        del self._walk.calls[key]
+        self._walk.arrive(key, self._walk.drivers[key].resume(output))
+
+    def hand_on(self) -> None:
+        """Runs the block once more on every batch and sends all of them on, one at a time."""
+        for key in self.keys:
+            self.leave(key, self.run(key))
+
+
+@final
+class Walk:
+    """A context manager and an iterator of Stops.
+
+    network: the model; blocks: the modules to stop at, in the order of the forward; batches: keyword arguments of the
+    model; finish(key, output): called with the model's own output when a batch has gone all the way.
+    Raises WalkMismatch when batches take different ways or a block comes twice.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        blocks: Sequence[nn.Module],
+        batches: Sequence[Mapping[str, Tensor]],
+        finish: Callable[[int, Any], None] = lambda key, output: None,
+    ) -> None:
+        self.network, self.blocks, self.finish = network, list(blocks), finish
+        self.drivers = {key: _Driver(network, batch) for key, batch in enumerate(batches)}
+        self.calls: dict[int, Call] = {}
+        self.forwards: dict[nn.Module, Callable[..., Any]] = {}
+
+    def __enter__(self) -> Walk:
+        for block in self.blocks:
+            self.forwards[block] = block.forward
+            block.forward = _meeting(block, block.forward)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for block in self.forwards:
+            del block.forward
+        for driver in self.drivers.values():
+            if driver and not driver.dead:
+                driver.throw(GreenletExit)
+        self.calls.clear()
+
+    def __iter__(self) -> Iterator[Stop]:
+        for key, driver in self.drivers.items():
+            self.arrive(key, driver.resume())
+        visited: set[nn.Module] = set()
+        while self.calls:
+            block = self._meeting_place()
+            if block in visited:
+                raise WalkMismatch(
+                    f"{self._name(block)} is run twice in one forward (shared layers); this is unsupported"
+                )
+            visited.add(block)
+            yield Stop(self, self.blocks.index(block))
+        for block in self.blocks:
+            if block not in visited:
+                raise WalkMismatch(f"{self._name(block)} is never run by the model's forward")
+
+    def arrive(self, key: int, at: Any) -> None:
+        """Notes where a batch has come to: the next block, or the end."""
+        if self.drivers[key].dead:
+            self.finish(key, at)
+        else:
+            self.calls[key] = at
+
+    def _meeting_place(self) -> nn.Module:
+        places = {call[0] for call in self.calls.values()}
+        if len(places) != 1 or len(self.calls) != len(self.drivers):
+            names = ", ".join(sorted(self._name(place) for place in places))
+            raise WalkMismatch(f"batches take different ways through the model (now at {names}); this is unsupported")
+        return places.pop()
+
+    def _name(self, block: nn.Module) -> str:
+        return next(str(name) for name, module in self.network.named_modules() if module is block)

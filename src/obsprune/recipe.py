@@ -1,0 +1,246 @@
+"""What was asked: one frozen tree of plain values from defaults, a YAML file and flags, written out into every run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from obsprune.core.patterns import NofM, Pattern, PerRow, Unstructured
+from obsprune.errors import InputError, nearest
+from obsprune.solvers import build, options
+from obsprune.solvers.base import AnySolver
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """Which model, and how it is opened. blocks: regular expression of the blocks' names, if they are not found."""
+
+    name: str = ""
+    revision: str | None = None
+    dtype: str = "auto"
+    blocks: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """Calibration. heldout: sequences kept apart for evaluation, from the same data."""
+
+    dataset: str | None = None
+    text_column: str | None = None
+    nsamples: int = 128
+    seqlen: int = 2048
+    heldout: int = 16
+
+
+@dataclass(frozen=True)
+class EnginePart:
+    """How the work is carried out. batch_size: sequences in one forward, or `auto`."""
+
+    device: str = "auto"
+    batch_size: int | str = "auto"
+    true_sequential: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result. `solver` is a name and its options (obsprune.solvers.options)."""
+
+    model: ModelPart = ModelPart()
+    data: DataPart = DataPart()
+    solver: Tree = field(default_factory=lambda: {"name": "sparsegpt"})
+    pattern: str | None = None
+    sparsity: float | None = None
+    iters: int = 1
+    skip: list[str] = field(default_factory=list)
+    evaluation: list[str] = field(default_factory=list)
+    engine: EnginePart = EnginePart()
+    seed: int = 0
+
+    def tree(self) -> Tree:
+        """As nested plain values, for YAML and JSON."""
+        return dataclasses.asdict(self)
+
+    def make_solver(self) -> AnySolver:
+        """The solver with its options."""
+        given = dict(self.solver)
+        return build(given.pop("name"), given)
+
+    def make_pattern(self) -> Pattern:
+        """The pattern every matrix must meet."""
+        assert self.pattern is not None
+        assert self.sparsity is not None  # `resolve` has set both
+        if self.pattern in SHARES:
+            return SHARES[self.pattern](self.sparsity)
+        return parse_n_of_m(self.pattern)
+
+    @property
+    def label(self) -> str:
+        """What is done, in a file name: sparsegpt-50, wanda-row-60, sparsegpt-2of4."""
+        assert self.pattern is not None
+        assert self.sparsity is not None
+        percent = f"{100 * self.sparsity:.4g}"
+        what = {"unstructured": percent, "row": f"row-{percent}"}.get(self.pattern, self.pattern.replace(":", "of"))
+        return f"{self.solver['name']}-{what}"
+
+
+SHARES: dict[str, type[Unstructured] | type[PerRow]] = {"unstructured": Unstructured, "row": PerRow}
+DEFAULT_SPARSITY = 0.5
+DEFAULT_DATASET = "c4"
+
+
+def parse_n_of_m(text: str) -> NofM:
+    """`2:4` -> 2 kept of every 4. Raises InputError."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match:
+        raise InputError(f"unknown pattern '{text}'; known: {', '.join(SHARES)}, n:m such as 2:4 (2 kept of every 4)")
+    n, m = int(match[1]), int(match[2])
+    if not 0 < n < m:
+        raise InputError(f"pattern {text} keeps {n} of every {m}: n must be at least 1 and less than m")
+    return NofM(n, m)
+
+
+def read_recipe(path: Path) -> Tree:
+    """The tree of a YAML file. Raises InputError when there is no such file or it is no mapping."""
+    if not path.is_file():
+        raise InputError(f"there is no recipe {path}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} holds no recipe: a mapping such as 'sparsity: 0.5' is expected")
+    return tree
+
+
+def parse_setting(text: str) -> Tree:
+    """`solver.damping=0.02` -> {solver: {damping: 0.02}}. Raises InputError."""
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+        raise InputError(f"--set {text}: expected KEY=VALUE, such as solver.damping=0.02")
+    try:
+        tree = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text}: the value is not YAML") from error
+    for name in reversed(path.split(".")):
+        tree = {name: tree}
+    return dict(tree)
+
+
+def merge(*trees: Mapping[str, Any]) -> Tree:
+    """Later trees override earlier ones, key by key. A `solver` of another name drops the options of the one before."""
+    result: Tree = {}
+    for tree in trees:
+        for key, value in tree.items():
+            before = result.get(key)
+            if isinstance(value, Mapping) and isinstance(before, Mapping):
+                other = key == "solver" and value.get("name", before.get("name")) != before.get("name")
+                result[key] = dict(value) if other else merge(before, value)
+            else:
+                result[key] = value
+    return result
+
+
+def make_recipe(*trees: Mapping[str, Any]) -> Recipe:
+    """One recipe from trees of growing priority, checked and with every default written out. Raises InputError."""
+    recipe: Recipe = _typed(Recipe, merge({"solver": {"name": "sparsegpt"}}, *trees), "")
+    return _resolve(recipe)
+
+
+def _resolve(recipe: Recipe) -> Recipe:
+    """Fills in what depends on something else, and refuses what cannot be."""
+    solver = _solver_options(recipe.solver)
+    pattern = recipe.pattern or ("row" if solver["name"] == "wanda" else "unstructured")  # wanda as published
+    sparsity = _sparsity(pattern, recipe.sparsity)
+    if recipe.iters != 1:
+        raise InputError(
+            f"--iters {recipe.iters}: only one shot (--iters 1) works yet; I-OBS rounds are not in this version"
+        )
+    if recipe.data.nsamples < 1 or recipe.data.seqlen < 2 or recipe.data.heldout < 0:
+        raise InputError(
+            f"nsamples {recipe.data.nsamples}, seqlen {recipe.data.seqlen}, heldout {recipe.data.heldout}: "
+            "at least 1, 2 and 0 are needed"
+        )
+    size = recipe.engine.batch_size
+    if size != "auto" and not (isinstance(size, int) and size > 0):
+        raise InputError(f"--batch-size {size}: a positive number or 'auto' is expected")
+    for expression in [*recipe.skip, recipe.model.blocks or ""]:
+        _check_expression(expression)
+    return dataclasses.replace(recipe, solver=solver, pattern=pattern, sparsity=sparsity)
+
+
+def _sparsity(pattern: str, given: float | None) -> float:
+    if given is not None and not 0 <= given < 1:
+        hint = f"; {given:g} % is --sparsity {given / 100:g}" if 1 < given < 100 else ""
+        raise InputError(f"--sparsity {given:g} is outside [0, 1){hint}")
+    if pattern in SHARES:
+        return DEFAULT_SPARSITY if given is None else given
+    kept = parse_n_of_m(pattern)
+    implied = 1 - kept.n / kept.m
+    if given is not None and abs(given - implied) > 1e-9:
+        raise InputError(
+            f"--pattern {pattern} means sparsity {implied:g}, which --sparsity {given:g} contradicts; drop one"
+        )
+    return implied
+
+
+def _solver_options(given: Tree) -> Tree:
+    """Name and all options of the solver, with their defaults; unknown or ill-typed ones are refused."""
+    name = str(given.get("name"))
+    known = options(name)
+    for key, value in given.items():
+        if key != "name" and key not in known:
+            raise InputError(f"solver {name} has no option '{key}'; {nearest(key, known)}")
+        if key != "name" and not _fits(value, type(known[key])):
+            raise InputError(f"solver.{key} is {value!r}; a {type(known[key]).__name__} is expected")
+        if key != "name" and value < 0:
+            raise InputError(f"solver.{key} is {value!r}; it cannot be negative")
+    if given.get("blocksize", 1) < 1:
+        raise InputError("solver.blocksize is 0; at least one column is needed")
+    return {"name": name, **known, **given}
+
+
+def _check_expression(expression: str) -> None:
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise InputError(f"'{expression}' is not a regular expression: {error}") from error
+
+
+def _typed(kind: Any, tree: Any, path: str) -> Any:
+    """A dataclass from a tree; unknown keys and wrong types are refused with their path."""
+    if not isinstance(tree, Mapping):
+        raise InputError(f"'{path}' is {tree!r}; a mapping with {', '.join(f.name for f in fields(kind))} is expected")
+    hints = get_type_hints(kind)
+    values: Tree = {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise InputError(f"a recipe has no key '{path}{key}'; {nearest(str(key), hints)}")
+        values[key] = _typed(hints[key], value, f"{path}{key}.") if dataclasses.is_dataclass(hints[key]) else value
+        if not dataclasses.is_dataclass(hints[key]) and not _fits(value, hints[key]):
+            raise InputError(f"'{path}{key}' is {value!r}; {_name(hints[key])} is expected")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    kind = get_origin(hint) or hint
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)

@@ -1,0 +1,121 @@
+"""report.json: one stable, versioned summary of a run, made from its journal."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from obsprune import __version__
+from obsprune.engine.rundir import REPORT, RunDir
+from obsprune.errors import InputError
+from obsprune.models.checkpoint import write_text
+from obsprune.models.load import Model
+
+SCHEMA = 1
+GOOD_FOR = (
+    "Plain dense safetensors with exact zeros: for compression on disk, sparse fine-tuning and research. "
+    "It is not smaller in memory and not faster in ordinary inference servers."
+)
+Report = dict[str, Any]
+
+
+def build_report(
+    run: RunDir, recipe: Report, model: Model, data: Report, notices: list[str], seconds: float, command: str
+) -> Report:
+    """Everything a reader of the result may ask, as plain values."""
+    blocks = [event for event in run.events if event["kind"] == "block"]
+    matrices = [{"block": block["name"], **matrix} for block in blocks for matrix in block["matrices"]]
+    zeros, total = (
+        sum(part) for part in zip(*((m["zeros"], m["shape"][0] * m["shape"][1]) for m in matrices), strict=True)
+    )
+    return {
+        "schema": SCHEMA,
+        "output": str(run.path),
+        "command": command,
+        "recipe": recipe,
+        "model": {
+            "source": recipe["model"]["name"],
+            "type": model.config.model_type,
+            "parameters": sum(torch.Size(h.shape).numel() for h in model.checkpoint.headers.values()),
+            "compute_dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+        },
+        "data": data,
+        "sparsity": {
+            "asked": recipe["sparsity"],
+            "pattern": recipe["pattern"],
+            "reached": zeros / total,
+            "zeros": zeros,
+            "weights": total,
+        },
+        "evaluation": _scores(run),
+        "matrices": matrices,
+        "skipped": model.skipped,
+        "warnings": [*notices, *_rescues(matrices, recipe)],
+        "seconds": {
+            "total": seconds,
+            "pruning": sum(block["seconds"] for block in blocks),
+            "evaluation": sum(event["seconds"] for event in run.events if event["kind"] == "score"),
+        },
+        "peak_memory_bytes": peak_memory(),
+        "versions": {
+            "obsprune": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "safetensors", "tokenizers", "datasets")},
+        },
+        "good_for": GOOD_FOR,
+    }
+
+
+def _scores(run: RunDir) -> Report:
+    """{task: {dense: score, pruned: score, ratio}}."""
+    scores: Report = {}
+    for event in run.events:
+        if event["kind"] == "score":
+            score = {key: value for key, value in event.items() if key not in ("kind", "task", "who")}
+            scores.setdefault(event["task"], {})[event["who"]] = score
+    for pair in scores.values():
+        pair["ratio"] = pair["pruned"]["perplexity"] / pair["dense"]["perplexity"]
+    return scores
+
+
+def _rescues(matrices: list[Report], recipe: Report) -> list[str]:
+    asked = recipe["solver"].get("damping", 0.0)
+    return [
+        f"{matrix['name']}: the factorisation needed damping {matrix['damping']:g} instead of {asked:g}"
+        for matrix in matrices
+        if matrix["damping"] > max(asked, 0.01 if recipe["solver"]["refit"] else 0.0)
+    ]
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes: resident host memory, and device memory where there is a device."""
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_available():
+        peak["device"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def write_report(run: RunDir, report: Report) -> None:
+    """Writes report.json into the run's directory."""
+    write_text(run.path / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_report(directory: Path) -> Report:
+    """The report of a finished run. Raises InputError when there is none, or it is not one."""
+    path = directory / REPORT
+    if not path.is_file():
+        raise InputError(f"{directory} has no {REPORT}: it was not made by obsprune, or the run is not finished")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not a report of this version (schema {SCHEMA})")
+    return report

@@ -1,0 +1,34 @@
+"""One method a file. SOLVERS is the one table from name to class; `build` makes a solver from its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from obsprune.errors import InputError, nearest
+from obsprune.solvers.base import AnySolver
+from obsprune.solvers.magnitude import Magnitude
+from obsprune.solvers.refitted import Refitted
+from obsprune.solvers.sparsegpt import SparseGPT
+from obsprune.solvers.wanda import Wanda
+
+SOLVERS: dict[str, type[AnySolver]] = {"magnitude": Magnitude, "wanda": Wanda, "sparsegpt": SparseGPT}
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a solver with their defaults, `refit` (PCG steps after it; 0 = none) among them.
+
+    Raises InputError for an unknown name.
+    """
+    if name not in SOLVERS:
+        raise InputError(f"unknown solver '{name}'; {nearest(name, SOLVERS)}")
+    return {field.name: field.default for field in fields(cast(Any, SOLVERS[name]))} | {"refit": 0}
+
+
+def build(name: str, given: Mapping[str, Any]) -> AnySolver:
+    """The solver `name` with the options `given` (see `options`); `refit` steps wrap it in Refitted."""
+    chosen = options(name) | dict(given)
+    steps = chosen.pop("refit")
+    solver = SOLVERS[name](**chosen)
+    return Refitted(solver, steps) if steps else solver
