@@ -122,8 +122,7 @@ def prune(
     tasks = plan_tasks(plan, progress)
     model, ids = plan.model, plan.draw.calibration
     check_walk(model, {"input_ids": ids[:1, :64].to(model.device)}, progress)
-    asked = {key: value for key, value in recipe.tree().items() if key != "evaluation"}
-    if run.start(asked, run_facts(plan), [block.name for block in model.blocks], model.checkpoint.bytes):
+    if run.start(recipe.tree(), run_facts(plan), [block.name for block in model.blocks], model.checkpoint.bytes):
         progress.notice(f"continuing the unfinished run in {output}")
     try:
         evaluate(model, tasks, run, "dense", progress)
@@ -145,8 +144,9 @@ def prune(
 
 
 def run_facts(plan: Plan) -> dict[str, Any]:
-    """What must not change for a run to be continued, besides the recipe."""
+    """What must not change for a run to be continued: all that decides its bytes."""
     return {
+        **{key: value for key, value in plan.recipe.tree().items() if key != "evaluation"},
         "obsprune": __version__,
         "torch": torch.__version__,
         "transformers": version("transformers"),
@@ -210,7 +210,7 @@ def evaluate_checkpoint(
         check_name(task_name)
     model = load(name, **how)
     recipe = recorded_recipe(model.directory)
-    chosen = names or (["heldout"] if recipe and recipe.data.heldout else ["wikitext2"])
+    chosen = names or default_tasks(recipe)
     if "heldout" in chosen and recipe is None:
         raise InputError(f"{name} was not made by obsprune and has no held-out text; use --task text=FILE or wikitext2")
     tasks = [make_task(task, model, recipe or make_recipe(), None, limit, seqlen) for task in chosen]
@@ -222,6 +222,13 @@ def evaluate_checkpoint(
             entry["compare"] = task.score(other, progress, compare)
             entry["ratio"] = entry["model"]["perplexity"] / entry["compare"]["perplexity"]
     return {"model": name, "compare": compare, "tasks": scores}
+
+
+def default_tasks(recipe: Recipe | None) -> list[str]:
+    """What suits a model when no task is named: what its own run was evaluated on, else WikiText-2."""
+    if recipe is None:
+        return ["wikitext2"]
+    return [name for name in recipe.evaluation if name != "none"] or ["heldout"]
 
 
 def recorded_recipe(directory: Path) -> Recipe | None:

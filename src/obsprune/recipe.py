@@ -180,7 +180,7 @@ def _resolve(recipe: Recipe) -> Recipe:
 
 def _sparsity(pattern: str, given: float | None) -> float:
     if given is not None and not 0 <= given < 1:
-        hint = f"; {given:g} % is --sparsity {given / 100:g}" if 1 < given < 100 else ""
+        hint = f"; {given:g} % is --sparsity {given / 100:g}" if 2 <= given < 100 else ""
         raise InputError(f"--sparsity {given:g} is outside [0, 1){hint}")
     if pattern in SHARES:
         return DEFAULT_SPARSITY if given is None else given

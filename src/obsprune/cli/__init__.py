@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from obsprune.cli.console import guarded
@@ -17,9 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=SETTINGS,
 )
-app.command("prune", context_settings=SETTINGS)(prune)
-app.command("eval", context_settings=SETTINGS)(evaluate)
-app.command("inspect", context_settings=SETTINGS)(inspect)
+COMMANDS: dict[str, Callable[..., None]] = {"prune": prune, "eval": evaluate, "inspect": inspect}
+for name, command in COMMANDS.items():
+    app.command(name, context_settings=SETTINGS)(guarded()(command))
 
 
 def _version(show: bool) -> None:
@@ -40,6 +42,5 @@ def options(
 
 
 def main() -> None:
-    """The entry point: every expected error becomes one sentence and an exit code."""
-    with guarded():
-        app()
+    """The entry point."""
+    app()

@@ -13,6 +13,7 @@ import typer
 from obsprune.cli import options
 from obsprune.cli.console import Watch, err, quiet_libraries
 from obsprune.cli.tables import dry_run_tables, prune_tables
+from obsprune.errors import InputError
 
 OUT = Path("obsprune-out")
 
@@ -47,7 +48,7 @@ def prune(
     """Prune a causal language model and write a sparse checkpoint."""
     quiet_libraries()
     from obsprune import pipeline
-    from obsprune.recipe import make_recipe, merge, parse_setting, read_recipe
+    from obsprune.recipe import make_recipe, parse_setting, read_recipe
 
     flags = {
         "model": _given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
@@ -56,10 +57,10 @@ def prune(
         "engine": _given(device=device, batch_size=_number(batch_size)),
         **_given(sparsity=sparsity, pattern=pattern, iters=iters, seed=seed, skip=skip, evaluation=eval_),
     }
-    file = read_recipe(config) if config else {}
-    recipe = make_recipe(file, flags, merge({}, *map(parse_setting, set_ or [])))
+    settings = [parse_setting(text) for text in set_ or []]
+    recipe = make_recipe(read_recipe(config) if config else {}, flags, *settings)
     if not recipe.model.name:
-        raise typer.BadParameter("give a model: a directory, a Hugging Face id, or 'demo'", param_hint="MODEL")
+        raise InputError("no model given: name a directory, a Hugging Face id, or 'demo'")
     output = output_dir or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"
     if dry_run:
         plan = pipeline.make_plan(recipe, token)

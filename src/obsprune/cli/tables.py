@@ -10,7 +10,10 @@ from rich.text import Text
 
 
 def _table(title: str, columns: list[str], left: int = 1) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim",
+        show_header=any(columns),
+    )  # fmt: skip
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", overflow="fold")
     return table
@@ -31,6 +34,12 @@ def plain(*tables: Table) -> str:
     return capture.get().rstrip()
 
 
+def short(task: str) -> str:
+    """A task's name without the directory of its file."""
+    kind, equals, path = task.partition("=")
+    return f"{kind}{equals}{path.rpartition('/')[2]}"
+
+
 def seconds(value: float) -> str:
     """Seconds as a person says them."""
     return f"{value:.1f} s" if value < 120 else f"{value // 60:.0f} min {value % 60:.0f} s"
@@ -41,7 +50,7 @@ def prune_tables(report: dict[str, Any]) -> list[Table]:
     scores = _table("perplexity", ["task", "dense", "pruned", "ratio", "tokens"])
     for task, pair in report["evaluation"].items():
         dense, pruned = pair["dense"], pair["pruned"]
-        _row(scores, task, f"{dense['perplexity']:.3f}", f"{pruned['perplexity']:.3f}", f"{pair['ratio']:.3f}",
+        _row(scores, short(task), f"{dense['perplexity']:.3f}", f"{pruned['perplexity']:.3f}", f"{pair['ratio']:.3f}",
              f"{dense['sequences']} x {dense['seqlen']}")  # fmt: skip
     facts = _table("result", ["", ""], left=2)
     sparsity, memory = report["sparsity"], report["peak_memory_bytes"]
@@ -73,13 +82,13 @@ def dry_run_tables(plan: Any) -> list[Table]:
 
 def eval_table(scores: dict[str, Any]) -> str:
     """Perplexities with their protocol; two models side by side when there are two."""
-    table = _table("", ["task", "model", "perplexity", "ratio", "sequences", "corpus, join"])
+    table = _table("", ["task", "model", "perplexity", "ratio", "sequences", "protocol"])
     for task, entry in scores["tasks"].items():
         for who in ("model", "compare"):
             if who in entry:
                 score, ratio = entry[who], f"{entry['ratio']:.3f}" if who == "model" and "ratio" in entry else ""
-                _row(table, task, scores[who], f"{score['perplexity']:.4f}", ratio,
-                     f"{score['sequences']} x {score['seqlen']}", f"{score['corpus']}, {score['join']}")  # fmt: skip
+                _row(table, short(task), scores[who], f"{score['perplexity']:.4f}", ratio,
+                     f"{score['sequences']} x {score['seqlen']}", score["join"])  # fmt: skip
     return plain(table)
 
 

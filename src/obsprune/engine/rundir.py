@@ -57,15 +57,15 @@ class RunDir:
     def start(self, recipe: Mapping[str, Any], facts: Mapping[str, Any], blocks: list[str], bytes_needed: int) -> bool:
         """Creates the directory, or continues there; True when it continues.
 
-        facts: everything besides the recipe that decides the bytes of the result (versions, hashes). Raises InputError
-        with the differences when the unfinished run there is another one, or when the disk is too small.
+        facts: all that decides the bytes of the result (settings, versions, hashes). Raises InputError with the
+        differences when the unfinished run there is another one, or when the disk is too small.
         """
         total = len(blocks) + 1
         self._shards = {
             name: f"model-{index:05d}-of-{total:05d}.safetensors" for index, name in enumerate(["", *blocks], 1)
         }
         if self.events:
-            _require_same(self.path, self.recorded("start") or {}, {"recipe": recipe, "facts": facts})
+            _require_same(self.path, (self.recorded("start") or {}).get("facts", {}), facts)
             return True
         self._require_space(bytes_needed)
         if self.path.is_dir():
@@ -75,7 +75,7 @@ class RunDir:
         except OSError as error:
             raise InputError(f"cannot create {self.path}: {error.strerror}; choose another -o") from error
         write_text(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-        self.record("start", recipe=recipe, facts=facts)
+        self.record("start", facts=facts)
         return False
 
     def _require_space(self, needed: int) -> None:
@@ -148,10 +148,9 @@ def _read_journal(path: Path) -> list[Event]:
     return [json.loads(line) for line in whole.splitlines() if line]
 
 
-def _require_same(path: Path, before: Event, now: Event) -> None:
+def _require_same(path: Path, before: Event, now: Mapping[str, Any]) -> None:
     old, new = _flat(before), _flat(json.loads(json.dumps(now)))
     changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
-    changed = [line for line in changed if not line.startswith("kind:")]
     if changed:
         raise InputError(
             f"{path} holds an unfinished run of another recipe ({'; '.join(changed)}); "

@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from obsprune.errors import InputError, first_line, nearest
+from obsprune.errors import InputError, nearest
 from obsprune.models.checkpoint import read_headers, read_tensors
 
 SEPARATOR = "<|endoftext|>"
@@ -190,8 +190,8 @@ def _hub_texts(repository: str, file: str, kind: str) -> Sequence[str]:
         path = Path(hf_hub_download(repository, file, repo_type="dataset"))
     except Exception as error:  # no network, no cache, a moved file: the hub's client has no common error for them
         raise InputError(
-            f"{repository} ({file}) is not in the Hugging Face cache and cannot be downloaded "
-            f"({first_line(error)}); give a local file instead of its name"
+            f"{repository} ({Path(file).name}) is not in the Hugging Face cache and cannot be downloaded "
+            f"({type(error).__name__}); give a local file instead of its name"
         ) from error
     return _text_column(path, kind, "text")
 

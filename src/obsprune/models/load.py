@@ -132,7 +132,7 @@ def _download(name: str, revision: str | None, token: str | None) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise InputError(
             f"'{name}' is no local directory, is not in the Hugging Face cache, and the hub cannot be reached "
-            f"({first_line(error)})"
+            "(no network, or HF_HUB_OFFLINE is set)"
         ) from error
 
 
