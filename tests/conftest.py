@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Sums are split by the number of threads; one thread makes every test's bytes the same everywhere."""
+    torch.set_num_threads(1)
+
+
+def _folder(variable: str, holds: str) -> Path:
+    path = os.environ.get(variable)
+    if not path:
+        pytest.skip(f"{variable} is not set (a folder with {holds})")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Path:
+    """Results of other implementations on real layers."""
+    return _folder("OBSPRUNE_ORACLES", "reference results on real layers")
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Small real models and data sets."""
+    return _folder("OBSPRUNE_ASSETS", "small real models and data sets")

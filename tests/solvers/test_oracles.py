@@ -1,0 +1,84 @@
+"""SparseGPT against the authors' own code on real layers of DeiT-tiny (OBSPRUNE_ORACLES).
+
+That code prunes int(s·n) + 1 of the n weights of a tile, one too many; we prune the exact number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from obsprune.core.patterns import NofM, Pattern, Unstructured, prune_lowest
+from obsprune.core.statistics import Gram
+from obsprune.solvers import build
+from obsprune.solvers.base import Solution
+
+LAYERS = ["blocks.4.mlp.fc1", "blocks.7.mlp.fc2"]
+SHARES = [("50", 0.5), ("70", 0.7)]
+
+
+@dataclass(frozen=True)
+class OneTooMany(Pattern):
+    """The authors' count: int(s·n) + 1 of every tile of n weights."""
+
+    sparsity: float
+
+    def keep(self, scores_RC: Tensor) -> Tensor:
+        count = int(self.sparsity * scores_RC.numel()) + 1
+        return prune_lowest(scores_RC.reshape(1, -1), count).view_as(scores_RC)
+
+    def tile(self, rows: int, start: int, stop: int) -> Pattern:
+        return self
+
+    def pruned(self, rows: int, columns: int) -> int:
+        raise NotImplementedError
+
+    def check(self, rows: int, columns: int) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def layers(oracles: Path) -> dict[str, Tensor]:
+    return load_file(oracles / "deit-layers-sparsegpt.safetensors")
+
+
+def sparsegpt(layers: dict[str, Tensor], layer: str, pattern: Pattern) -> Solution:
+    solver = build("sparsegpt", {})
+    return solver.solve(layers[f"{layer}/W"], solver.prepare(Gram.of(layers[f"{layer}/H"], 1, layer)), pattern)
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("label", "share"), SHARES)
+def test_with_the_authors_count_the_answer_is_theirs(
+    layers: dict[str, Tensor], layer: str, label: str, share: float
+) -> None:
+    answer, theirs = sparsegpt(layers, layer, OneTooMany(share)), layers[f"{layer}/{label}"]
+    assert torch.equal(answer.weight != 0, theirs != 0)
+    assert distance(answer.weight, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("label", "pattern"), [("2of4", NofM(2, 4)), ("4of8", NofM(4, 8))])
+def test_n_of_m_is_theirs(layers: dict[str, Tensor], layer: str, label: str, pattern: Pattern) -> None:
+    answer, theirs = sparsegpt(layers, layer, pattern), layers[f"{layer}/{label}"]
+    assert torch.equal(answer.weight != 0, theirs != 0)
+    assert distance(answer.weight, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("label", "share"), SHARES)
+def test_the_exact_count_moves_little(layers: dict[str, Tensor], layer: str, label: str, share: float) -> None:
+    answer, theirs = sparsegpt(layers, layer, Unstructured(share)), layers[f"{layer}/{label}"]
+    tiles = layers[f"{layer}/W"].shape[1] / 128
+    assert int((answer.weight == 0).sum()) == round(share * theirs.numel())
+    assert 0 < int((theirs == 0).sum()) - int((answer.weight == 0).sum()) <= tiles + 1
+    assert float(((answer.weight != 0) != (theirs != 0)).float().mean()) < 5e-4
+    assert distance(answer.weight, theirs) < 0.03
