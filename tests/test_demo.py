@@ -1,0 +1,50 @@
+"""The embedded demo model: small, trained, and worse off under magnitude pruning than under SparseGPT."""
+
+from __future__ import annotations
+
+import math
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from obsprune.models.data import open_corpus
+from obsprune.models.load import load
+from obsprune.pipeline import evaluate_checkpoint, prune
+from obsprune.progress import Silent
+from obsprune.recipe import make_recipe
+
+DEMO = Path(str(files("obsprune") / "demo"))
+TASK = f"text={DEMO / 'evaluation.txt'}"
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in DEMO.iterdir()) < 3e6
+
+
+def test_its_texts_share_no_story() -> None:
+    calibration, evaluation = (
+        set(open_corpus(str(DEMO / f"{name}.txt")).texts) for name in ("calibration", "evaluation")
+    )  # type: ignore[attr-defined]
+    assert len(evaluation) > 50 and not calibration & evaluation
+
+
+def test_it_is_far_better_than_a_unigram_model() -> None:
+    model = load("demo")
+    rows, _ = open_corpus(TASK.removeprefix("text=")).every_row(lambda: model.tokenizer, 256)
+    counts = torch.bincount(rows.flatten(), minlength=model.vocabulary).double()
+    share = counts / counts.sum()
+    unigram = math.exp(-float((share[share > 0] * share[share > 0].log()).sum()))
+    score = evaluate_checkpoint("demo", [TASK], Silent())["tasks"][TASK]["model"]
+    assert score["perplexity"] < unigram / 10
+
+
+@pytest.mark.slow
+def test_magnitude_hurts_more_than_sparsegpt(tmp_path: Path) -> None:
+    def excess(solver: str) -> float:
+        recipe = make_recipe({"model": {"name": "demo"}, "solver": {"name": solver}, "evaluation": [TASK]})
+        score = prune(recipe, tmp_path / solver, Silent())["evaluation"][TASK]
+        return float(score["pruned"]["perplexity"] - score["dense"]["perplexity"])
+
+    assert excess("magnitude") > 1.5 * excess("sparsegpt") > 0

@@ -1,0 +1,93 @@
+"""The real small model against the reference results of the authors' SparseGPT code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from obsprune.models.checkpoint import Checkpoint
+from obsprune.pipeline import prune
+from obsprune.progress import Silent
+from obsprune.recipe import make_recipe
+
+ORACLE = "stories260k-sparsegpt.safetensors"
+
+
+def prune_stories(assets: Path, oracles: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    """Stories260k with the oracle's calibration tokens, evaluated on the oracle's evaluation rows."""
+    tokens = oracles / ORACLE
+    recipe = make_recipe(
+        {
+            "model": {"name": str(assets / "stories260k")},
+            "data": {"dataset": f"{tokens}:calibration_input_ids", "nsamples": 128, "seqlen": 256},
+            "evaluation": [f"text={tokens}:evaluation_input_ids"],
+            **settings,
+        }
+    )
+    report = prune(recipe, output, Silent())
+    return next(iter(report["evaluation"].values())) | {"seconds": report["seconds"]["total"]}
+
+
+def agreement(output: Path, oracles: Path, setting: str) -> float:
+    """The share of the reference's weights whose zero or non-zero is the same in `output`."""
+    checkpoint, same, total = Checkpoint.open(output), 0, 0
+    with safe_open(oracles / ORACLE, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            if key.startswith(f"{setting}/"):
+                name = key.removeprefix(f"{setting}/")
+                reference, ours = file.get_tensor(key), checkpoint.read([name])[name]
+                same += int(((reference == 0) == (ours == 0)).sum())
+                total += reference.numel()
+    return same / total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pattern", "setting", "agrees"), [("unstructured", "50", 0.995), ("2:4", "2of4", 1.0)])
+def test_sparsegpt_reaches_the_reference(
+    assets: Path, oracles: Path, tmp_path: Path, pattern: str, setting: str, agrees: float
+) -> None:
+    expected = json.loads((oracles / "stories260k-sparsegpt.json").read_text())
+    score = prune_stories(assets, oracles, tmp_path / "out", pattern=pattern)
+    assert score["dense"]["perplexity"] == pytest.approx(expected["dense"], rel=1e-5)
+    assert score["pruned"]["perplexity"] == pytest.approx(expected[f"sparsegpt-{setting}"], rel=0.01)
+    assert agreement(tmp_path / "out", oracles, f"sparsegpt-{setting}") >= agrees
+
+
+@pytest.mark.slow
+def test_magnitude_is_as_bad_as_the_reference_says(assets: Path, oracles: Path, tmp_path: Path) -> None:
+    expected = json.loads((oracles / "stories260k-sparsegpt.json").read_text())
+    score = prune_stories(assets, oracles, tmp_path / "out", solver={"name": "magnitude"})
+    assert score["pruned"]["perplexity"] == pytest.approx(expected["magnitude-50"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_refit_helps_as_measured(assets: Path, oracles: Path, tmp_path: Path) -> None:
+    """Algorithms section 12: SparseGPT + 10 PCG steps was measured at 16.4."""
+    score = prune_stories(assets, oracles, tmp_path / "out", solver={"name": "sparsegpt", "refit": 10})
+    assert score["pruned"]["perplexity"] == pytest.approx(16.4, rel=0.02)
+
+
+@pytest.mark.slow
+def test_end_to_end_under_thirty_seconds_and_loads_plainly(assets: Path, tmp_path: Path) -> None:
+    words = ["prune", str(assets / "stories260k"), "--sparsity", "0.5", "--seqlen", "256", "-o", "out"]
+    data = ["--dataset", str(assets / "text/tinystories-calibration.txt"), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "obsprune", *words, *data]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["seconds"]["total"] < 30
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    dense = AutoModelForCausalLM.from_pretrained(assets / "stories260k")
+    zeros = sum(int((m.weight == 0).sum()) for m in pruned.model.layers.modules() if isinstance(m, torch.nn.Linear))
+    assert zeros == report["sparsity"]["zeros"] == report["sparsity"]["weights"] // 2
+    assert torch.equal(pruned.model.embed_tokens.weight, dense.model.embed_tokens.weight)
+    assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
