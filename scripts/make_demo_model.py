@@ -66,11 +66,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=256,
+            hidden_size=64,
+            intermediate_size=128,
             num_hidden_layers=4,
-            num_attention_heads=6,
-            num_key_value_heads=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
             max_position_embeddings=LENGTH,
             tie_word_embeddings=True,
             initializer_range=0.05,

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ["zoo"]  # its fixtures `zoo` and `tokens` are everybody's
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:

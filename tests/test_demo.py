@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from obsprune.models.data import open_corpus
+from obsprune.models.data import open_corpus, read_text
 from obsprune.models.load import load
 from obsprune.pipeline import evaluate_checkpoint, prune
 from obsprune.progress import Silent
@@ -24,9 +24,7 @@ def test_it_is_small() -> None:
 
 
 def test_its_texts_share_no_story() -> None:
-    calibration, evaluation = (
-        set(open_corpus(str(DEMO / f"{name}.txt")).texts) for name in ("calibration", "evaluation")
-    )  # type: ignore[attr-defined]
+    calibration, evaluation = (set(read_text(DEMO / f"{name}.txt")) for name in ("calibration", "evaluation"))
     assert len(evaluation) > 50 and not calibration & evaluation
 
 

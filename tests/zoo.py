@@ -32,6 +32,9 @@ GEMMA = GROUPED | {
 }
 FALCON = {key: value for key, value in COMMON.items() if key != "intermediate_size"} | {"alibi": False, "bias": False}
 
+GPT2_SIZE = SMALL | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LENGTH}
+BLOOM_SIZE = SMALL | {"hidden_size": 32, "n_layer": 2, "n_head": 4}
+
 
 @dataclass(frozen=True)
 class Family:
@@ -54,7 +57,7 @@ class Family:
 
 QKVO = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 LLAMA = (*QKVO, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-OPT = tuple(f"self_attn.{name}_proj" for name in ("k", "v", "q", "out")) + ("fc1", "fc2")
+OPT = ("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2")
 GPT2 = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 PHI = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2")
 FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
@@ -72,11 +75,9 @@ ZOO: dict[str, Family] = {
     "gemma3": Family("Gemma3TextConfig", GEMMA | {"query_pre_attn_scalar": 8}, "model.layers", LLAMA, tied=True),
     "phi": Family("PhiConfig", COMMON, "model.layers", PHI),
     "opt": Family("OPTConfig", COMMON | {"ffn_dim": 64, "word_embed_proj_dim": 32}, "model.decoder.layers", OPT, True),
-    "gpt2": Family(
-        "GPT2Config", SMALL | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LENGTH}, "transformer.h", GPT2, True
-    ),
+    "gpt2": Family("GPT2Config", GPT2_SIZE, "transformer.h", GPT2, True),
     "gpt_neox": Family("GPTNeoXConfig", COMMON, "gpt_neox.layers", NEOX),
-    "bloom": Family("BloomConfig", SMALL | {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "transformer.h", BLOOM, True),
+    "bloom": Family("BloomConfig", BLOOM_SIZE, "transformer.h", BLOOM, True),
     "falcon-parallel": Family(
         "FalconConfig", FALCON | {"multi_query": True, "parallel_attn": True}, "transformer.h", BLOOM, True
     ),

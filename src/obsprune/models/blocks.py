@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -33,7 +33,6 @@ class Block:
         tensors = read_tensors(shard, self.keys) if shard else self.checkpoint.read(self.keys)
         own = {name: tensor for key, tensor in tensors.items() if (name := self.keys[key])}
         assign(self.module, own, device, self.name)
-        require_loaded(str(self.checkpoint.directory), self.module.named_parameters(prefix=self.name))
         try:
             yield
         finally:
@@ -71,13 +70,13 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], device: torch.devic
     module.load_state_dict(ready, strict=False, assign=True)
 
 
-def require_loaded(what: str, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Raises InputError when a parameter is still on meta: the checkpoint had no tensor for it."""
-    for name, parameter in parameters:
-        if parameter.is_meta:
-            raise InputError(
-                f"{what} has no weight for {name}; it is incomplete, or its config names another architecture"
-            )
+def require(directory: Path, prefix: str, missing: set[str]) -> None:
+    """Raises InputError when the checkpoint has no tensor for some parameters."""
+    if missing:
+        name = f"{prefix}.{min(missing)}".removeprefix(".")
+        raise InputError(
+            f"{directory} has no weight for {name}; it is incomplete, or its config names another architecture"
+        )
 
 
 def find_blocks(network: nn.Module, config: Any, pattern: str | None) -> list[tuple[str, nn.Module]]:

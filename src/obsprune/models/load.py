@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from obsprune.errors import InputError, first_line
-from obsprune.models.blocks import Block, assign, find_blocks, require_loaded
+from obsprune.models.blocks import Block, assign, find_blocks, require
 from obsprune.models.checkpoint import CONFIG, SIDE_FILES, Checkpoint
 from obsprune.models.matrices import Matrix, find_matrices, fused_experts
 from obsprune.models.names import module_names
@@ -191,8 +191,8 @@ def load(
     rest = [key for key in checkpoint.headers if key not in inside]
     _load_rest(network, checkpoint, {key: names[key] for key in rest}, place)
     prefixes = tuple(f"{block.name}." for block in made)
-    outside = [(name, p) for name, p in network.named_parameters() if not name.startswith(prefixes)]
-    require_loaded(str(directory), outside)
+    outside = {name for name, p in network.named_parameters() if p.is_meta and not name.startswith(prefixes)}
+    require(directory, "", outside)
     skipped = _choose_matrices(network, made, checkpoint, names, skip or [])
     return Model(network, config, directory, checkpoint, made, rest, skipped, place, compute, trust_remote_code)
 
@@ -244,6 +244,7 @@ def _block(prefix: str, module: nn.Module, checkpoint: Checkpoint, names: dict[s
     experts = fused_experts(module)
     if experts:
         raise InputError(f"{prefix}.{experts[0]} holds the experts of a mixture; such models are not supported yet")
+    require(checkpoint.directory, prefix, {name for name, _ in module.named_parameters()} - set(keys.values()))
     return Block(prefix, module, checkpoint, keys)
 
 

@@ -1,0 +1,136 @@
+"""What is measured at a block, and who shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import ZOO, Zoo, reference, token_batches
+
+from obsprune.core.statistics import Gram
+from obsprune.engine.layerwise import measure, shared_inputs, solve_group
+from obsprune.errors import InputError
+from obsprune.models.load import load
+from obsprune.models.matrices import LinearMatrix, Matrix
+from obsprune.models.walk import Stop, Walk
+from obsprune.solvers import build
+
+
+def hooked_grams(directory: Path, batches: list[dict[str, Tensor]], names: list[str]) -> dict[str, Tensor]:
+    """Σ xxᵀ in float64 by plain forward hooks on the model as transformers loads it."""
+    model, sums = reference(directory), {}
+
+    def hook(name: str) -> Any:
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].reshape(-1, args[0].shape[-1]).double()
+            sums[name] = sums.get(name, 0) + x.T @ x
+
+        return add
+
+    for name in names:
+        model.get_submodule(name).register_forward_pre_hook(hook(name))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    return sums
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "falcon-parallel"])
+def test_grams_of_the_dense_model(zoo: Zoo, family: str) -> None:
+    batches = token_batches(3)
+    model = load(str(zoo(family)))
+    expected = hooked_grams(zoo(family), batches, ZOO[family].matrices)
+    with Walk(model.network, [block.module for block in model.blocks], batches) as walk:
+        for stop in walk:
+            block = model.blocks[stop.index]
+            with block.loaded(model.device):
+                for gram, group in measure(stop, shared_inputs(stop, block.matrices)):
+                    assert gram.count == 3 * 2 * 24
+                    for matrix in group:
+                        torch.testing.assert_close(gram.H_CC.double(), expected.pop(matrix.name), rtol=1e-5, atol=1e-4)
+                stop.hand_on()
+    assert not expected  # every matrix was measured once
+
+
+SHARING = {
+    "llama": [{"q_proj", "k_proj", "v_proj"}, {"o_proj"}, {"gate_proj", "up_proj"}, {"down_proj"}],
+    "phi": [{"q_proj", "k_proj", "v_proj", "fc1"}, {"dense"}, {"fc2"}],
+    "gpt2": [{"c_attn"}, {"c_proj"}, {"c_fc"}, {"c_proj"}],
+    "falcon-parallel": [{"query_key_value", "dense_h_to_4h"}, {"dense"}, {"dense_4h_to_h"}],
+}
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_who_shares_an_input(zoo: Zoo, family: str) -> None:
+    model = load(str(zoo(family)))
+    block = model.blocks[0]
+    with Walk(model.network, [block.module for block in model.blocks], token_batches(1)) as walk:
+        stop = next(iter(walk))
+        with block.loaded(model.device):
+            groups = [
+                {matrix.name.rpartition(".")[2] for matrix in group} for group in shared_inputs(stop, block.matrices)
+            ]
+    assert groups == SHARING[family]
+
+
+class Fickle(nn.Module):
+    """Two linear layers: on even batches they share their input, on odd ones they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.unused = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, even: bool) -> Tensor:
+        return torch.add(self.a(x), self.b(x if even else 2 * x))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Fickle()
+
+    def forward(self, x: Tensor, even: bool) -> Any:
+        return self.block(x, even)
+
+
+def matrices(model: Model, *names: str) -> list[Matrix]:
+    return [LinearMatrix(name, getattr(model.block, name), torch.float32) for name in names]
+
+
+def toy_stop(model: Model) -> Iterator[Stop]:
+    torch.manual_seed(0)
+    batches: list[Any] = [{"x": torch.randn(6, 4), "even": even} for even in (True, False, True)]
+    with Walk(model, [model.block], batches) as walk:
+        yield next(iter(walk))
+
+
+def test_sharing_that_breaks_later_is_measured_apart() -> None:
+    model = Model()
+    for stop in toy_stop(model):
+        found = matrices(model, "a", "b")
+        groups = shared_inputs(stop, found)
+        assert groups == [found]  # on the first batch it looks shared
+        (of_a, _), (of_b, _) = measure(stop, groups)
+        inputs = [call[1][0] if call[1] else call[2]["x"] for call in stop._walk.calls.values()]
+        x = torch.cat([inputs[0], inputs[1], inputs[2]])
+        y = torch.cat([inputs[0], 2 * inputs[1], inputs[2]])
+        torch.testing.assert_close(of_a.H_CC, x.T @ x)
+        torch.testing.assert_close(of_b.H_CC, y.T @ y)
+        assert of_a.count == of_b.count == 18
+
+
+def test_a_layer_that_is_never_called_is_named() -> None:
+    model = Model()
+    for stop in toy_stop(model):
+        with pytest.raises(InputError, match=r"unused saw no calibration token.*--skip"):
+            shared_inputs(stop, matrices(model, "a", "unused"))
+
+
+def test_infinite_inputs_are_named() -> None:
+    gram = Gram.of(torch.full((4, 4), torch.inf), 10, "model.layers.7.fc1")
+    with pytest.raises(InputError, match=r"model\.layers\.7\.fc1 are not finite"):
+        list(solve_group(gram, [], build("sparsegpt", {}), {}))

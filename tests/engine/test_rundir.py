@@ -1,0 +1,99 @@
+"""The run directory: it is new, continued, or refused with the reason; a kill never confuses it."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from obsprune.engine.rundir import JOURNAL, RunDir
+from obsprune.errors import InputError
+
+BLOCKS = ["layers.0", "layers.1"]
+
+
+def started(path: Path, force: bool = False, **facts: Any) -> RunDir:
+    run = RunDir.open(path, Path("source"), force)
+    run.start({"sparsity": 0.5}, {"sparsity": 0.5, "data": {"sha256": "a"}} | facts, BLOCKS, 1000)
+    return run
+
+
+def with_one_block(path: Path) -> RunDir:
+    run = started(path)
+    run.commit("layers.0", {"w": torch.ones(2)}, [], 1.0)
+    return run
+
+
+def test_a_run_is_continued(tmp_path: Path) -> None:
+    first = with_one_block(tmp_path / "out")
+    again = started(tmp_path / "out")
+    assert again.committed("layers.0") == first.committed("layers.0") is not None
+    assert again.committed("layers.1") is None
+
+
+def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
+    with_one_block(tmp_path / "out")
+    with pytest.raises(InputError, match=r"data\.sha256: a -> b.*--force"):
+        started(tmp_path / "out", data={"sha256": "b"})
+    with pytest.raises(InputError, match=r"sparsity: 0\.5 -> 0\.6"):
+        started(tmp_path / "out", sparsity=0.6)
+
+
+def test_force_starts_anew(tmp_path: Path) -> None:
+    with_one_block(tmp_path / "out")
+    assert started(tmp_path / "out", force=True, sparsity=0.6).committed("layers.0") is None
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_what_is_not_ours_is_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").touch()
+    for force in (False, True):
+        with pytest.raises(InputError, match="not made by obsprune"):
+            started(tmp_path / "out", force)
+    with pytest.raises(InputError, match="is a file"):
+        started(tmp_path / "out/thesis.tex")
+    with pytest.raises(InputError, match="dense checkpoint itself"):
+        RunDir.open(tmp_path / "out", tmp_path / "out")
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    with_one_block(tmp_path / "out").record("end")
+    with pytest.raises(InputError, match="finished run"):
+        started(tmp_path / "out")
+
+
+def test_a_torn_line_is_dropped_and_the_journal_goes_on(tmp_path: Path) -> None:
+    with_one_block(tmp_path / "out")
+    journal = tmp_path / "out" / JOURNAL
+    journal.write_text(journal.read_text() + '{"kind": "block", "name": "lay')
+    again = started(tmp_path / "out")
+    again.commit("layers.1", {"w": torch.ones(2)}, [], 1.0)
+    assert started(tmp_path / "out").committed("layers.1")
+
+
+def test_a_block_without_its_shard_is_not_done(tmp_path: Path) -> None:
+    run = with_one_block(tmp_path / "out")
+    shard = run.committed("layers.0")
+    assert shard is not None
+    shard.unlink()
+    assert started(tmp_path / "out").committed("layers.0") is None
+
+
+def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(999))
+    with pytest.raises(InputError, match="GB free"):
+        started(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_abandon_removes_only_an_empty_run(tmp_path: Path) -> None:
+    empty, begun = started(tmp_path / "empty"), with_one_block(tmp_path / "begun")
+    empty.abandon()
+    begun.abandon()
+    assert not (tmp_path / "empty").exists()
+    assert begun.committed("layers.0")

@@ -1,0 +1,153 @@
+"""Corpora, draws and hashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from zoo import token_rows
+
+from obsprune.errors import InputError
+from obsprune.models.data import Documents, TokenRows, content_hash, draw, open_corpus
+
+
+class Letters:
+    """A tokenizer: BOS 1, then one id a character."""
+
+    def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
+        return {"input_ids": [1, *(ord(letter) for letter in text)]}
+
+
+def rows_of(corpus: Any, seqlen: int = 4, nsamples: int = 3, heldout: int = 2, seed: int = 0) -> Any:
+    return draw(corpus, Letters, 128, seqlen, nsamples, heldout, seed)
+
+
+def test_documents_are_separated_by_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one <|endoftext|> in a line\n<|endoftext|>\ntwo\n\nparagraphs\n<|endoftext|>\n")
+    assert open_corpus(str(path)) == Documents(str(path), ["one <|endoftext|> in a line", "two\n\nparagraphs"])
+
+
+def test_a_text_without_separators_is_one_document_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(" \n = Title = \n\n text \n")
+    assert open_corpus(str(path)) == Documents(str(path), [" \n = Title = \n\n text \n"])
+
+
+WRITERS: dict[str, Callable[[Dataset, Path], Any]] = {
+    "jsonl": lambda table, path: table.to_json(path),
+    "csv": lambda table, path: table.to_csv(path),
+    "parquet": lambda table, path: table.to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_tables(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"table.{suffix}"
+    WRITERS[suffix](Dataset.from_dict({"id": ["a", "b"], "story": ["one", "two"]}), path)
+    corpus = open_corpus(str(path), "story")
+    assert isinstance(corpus, Documents) and list(corpus.texts) == ["one", "two"]
+    with pytest.raises(InputError, match="id, story"):
+        open_corpus(str(path))
+    with pytest.raises(InputError, match="did you mean story"):
+        open_corpus(str(path), "storey")
+
+
+def test_a_json_list_and_a_damaged_table(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "one"}, {"text": None}, {"text": "two"}]))
+    ids, _ = open_corpus(str(tmp_path / "a.json")).every_row(Letters, 4)
+    assert ids.tolist() == [[1, *map(ord, "one")], [1, *map(ord, "two")]]
+    (tmp_path / "b.jsonl").write_text('{"text": ')
+    with pytest.raises(InputError, match="cannot be read as json"):
+        open_corpus(str(tmp_path / "b.jsonl"))
+    (tmp_path / "c.xml").write_text("<a/>")
+    with pytest.raises(InputError, match="unknown kind of file"):
+        open_corpus(str(tmp_path / "c.xml"))
+
+
+def test_token_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    save_file({"input_ids": token_rows(5, 8), "other": token_rows(2, 8, 1), "x": torch.ones(2, 2)}, path)
+    corpus = open_corpus(f"{path}:other")
+    assert isinstance(corpus, TokenRows) and torch.equal(corpus.ids, token_rows(2, 8, 1))
+    assert sorted(rows_of(open_corpus(str(path)), 8).calibration.tolist()) != []
+    with pytest.raises(InputError, match="did you mean other"):
+        open_corpus(f"{path}:others")
+    with pytest.raises(InputError, match="not integer ids"):
+        open_corpus(f"{path}:x")
+
+
+def test_all_rows_of_a_token_file_are_used_as_they_are() -> None:
+    ids = token_rows(5, 8)
+    found = rows_of(TokenRows("t", ids), 8, nsamples=5, heldout=3)
+    assert sorted(found.calibration.tolist()) == sorted(ids.tolist())
+    assert len(found.heldout) == 0 and found.facts["heldout_sequences"] == 0
+
+
+def test_ids_outside_the_vocabulary() -> None:
+    with pytest.raises(InputError, match=r"token ids 0…200 and the model knows 0…127"):
+        rows_of(TokenRows("t", torch.tensor([[0, 200]] * 5)))
+
+
+def test_too_short() -> None:
+    with pytest.raises(InputError, match="gives 2 sequences of 4 tokens and 3 are asked for"):
+        rows_of(Documents("d", ["abcdefgh"]))
+
+
+STORIES = Documents("d", [letter * 9 for letter in "abcdefghijklmnop"])
+
+
+def test_a_seed_decides_the_draw() -> None:
+    first, again, other = rows_of(STORIES), rows_of(STORIES), rows_of(STORIES, seed=1)
+    assert first.facts == again.facts and torch.equal(first.calibration, again.calibration)
+    assert first.facts["sha256"] == content_hash(first.calibration) != other.facts["sha256"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_calibration_and_held_out_rows_are_disjoint(seed: int) -> None:
+    corpus = Documents("d", ["".join(map(chr, range(33, 120)))])  # one long document, every token once
+    found = rows_of(corpus, 4, nsamples=12, heldout=6, seed=seed)
+    used = [token for row in [*found.calibration.tolist(), *found.heldout.tolist()] for token in row]
+    assert len(used) == len(set(used)) == 4 * 18
+
+
+def test_every_row_starts_where_the_last_ended() -> None:
+    rows, joined = Documents("d", ["abc", "defg"]).every_row(Letters, 3)
+    assert rows.tolist() == [[1, *map(ord, "ab")], [ord("c"), 1, ord("d")], [*map(ord, "efg")]]
+    assert joined == "2 documents, each tokenised by itself"
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: Dataset, suffix: str) -> list[tuple[str, str, str]]:
+    """A hub that answers every download with one small table, and remembers what was asked."""
+    asked: list[tuple[str, str, str]] = []
+
+    def download(repository: str, file: str, repo_type: str) -> str:
+        asked.append((repository, file, repo_type))
+        WRITERS[suffix](table, tmp_path / f"table.{suffix}")
+        return str(tmp_path / f"table.{suffix}")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return asked
+
+
+def test_wikitext2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = hub(monkeypatch, tmp_path, Dataset.from_dict({"text": ["", " = Title = \n", "line"]}), "parquet")
+    corpus = open_corpus("wikitext2", split="test")
+    assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", "dataset")]
+    assert isinstance(corpus, Documents) and list(corpus.texts) == ["\n\n = Title = \n\n\nline"]
+
+
+def test_c4(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    table = Dataset.from_dict({"text": [str(number) for number in range(1200)]})
+    asked = hub(monkeypatch, tmp_path, table, "jsonl")
+    train, test = open_corpus("c4"), open_corpus("c4", split="test")
+    assert isinstance(train, Documents) and len(train.texts) == 1200
+    assert isinstance(test, Documents) and test.texts == [" ".join(str(number) for number in range(1100))]
+    files = ["en/c4-train.00000-of-01024.json.gz", "en/c4-validation.00000-of-00008.json.gz"]
+    assert asked == [("allenai/c4", file, "dataset") for file in files]

@@ -1,0 +1,131 @@
+"""Every family of the zoo, from checkpoint to sparse checkpoint; and what must not change a byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from zoo import ZOO, Zoo, logits, reference, token_batches
+
+from obsprune.engine.rundir import RunDir
+from obsprune.models.checkpoint import Checkpoint
+from obsprune.models.load import load
+from obsprune.pipeline import prune
+from obsprune.progress import Silent
+from obsprune.recipe import make_recipe
+
+
+def pruned(source: Path, tokens: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    data = {"dataset": str(tokens), "nsamples": 16, "seqlen": 32, "heldout": 8}
+    tree = {"model": {"name": str(source)}, "data": data, "evaluation": ["heldout"]} | settings
+    return prune(make_recipe(tree), output, Silent())
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint.open(directory)
+    return checkpoint.read(checkpoint.headers)
+
+
+def shards(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize("family", ZOO)
+def test_every_family(zoo: Zoo, tokens: Path, tmp_path: Path, family: str, pattern: str) -> None:
+    source, output = zoo(family), tmp_path / "out"
+    report = pruned(source, tokens, output, pattern=pattern)
+    before, after = tensors(source), tensors(output)
+    assert {k: (t.dtype, t.shape) for k, t in before.items()} == {k: (t.dtype, t.shape) for k, t in after.items()}
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    model = load(str(source))
+    asked = {matrix.parameter for matrix in model.matrices}
+    keys = {key for block in model.blocks for key, name in block.keys.items() if f"{block.name}.{name}" in asked}
+    assert changed == keys
+    for matrix in report["matrices"]:
+        assert matrix["zeros"] == round(0.5 * matrix["shape"][0] * matrix["shape"][1])
+    reloaded, batch = reference(output), token_batches(1)[0]
+    overwritten = AutoModelForCausalLM.from_pretrained(source).eval()
+    for key in keys:
+        overwritten.get_parameter(key).data.copy_(after[key])
+    assert torch.equal(logits(reloaded, batch), logits(overwritten, batch))
+    assert report["evaluation"]["heldout"]["pruned"]["perplexity"] > 0
+
+
+def test_what_is_evaluated_is_what_is_saved(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    report = pruned(zoo("llama"), tokens, tmp_path / "out")
+    again = prune_rows(report, tokens)
+    with torch.no_grad():
+        loss = float(reference(tmp_path / "out")(again, labels=again).loss)
+    assert report["evaluation"]["heldout"]["pruned"]["nll"] == pytest.approx(loss, rel=1e-5)
+
+
+def prune_rows(report: dict[str, Any], tokens: Path) -> torch.Tensor:
+    """The held-out rows, drawn as the recipe says and recognised by their hash."""
+    from obsprune.models.data import content_hash, draw, open_corpus
+
+    held = draw(open_corpus(str(tokens)), lambda: None, 128, 32, 16, 8, report["recipe"]["seed"]).heldout
+    assert content_hash(held) == report["data"]["heldout_sha256"]
+    return held
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_stored_dtype_is_kept(zoo: Zoo, tokens: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    pruned(zoo("llama", dtype), tokens, tmp_path / "out")
+    assert {tensor.dtype for tensor in tensors(tmp_path / "out").values()} == {dtype}
+    assert reference(tmp_path / "out").dtype == dtype
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        pruned(zoo("llama"), tokens, tmp_path / name, seed=seed)
+    assert shards(tmp_path / "a") == shards(tmp_path / "b") != shards(tmp_path / "c")
+
+
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, dtype: torch.dtype
+) -> None:
+    """Killed in the middle of the commit number `after`."""
+    source, commit = zoo("llama", dtype), RunDir.commit
+    done: list[str] = []
+
+    def fragile(self: RunDir, block: str, *rest: Any) -> None:
+        if len(done) == after:
+            raise Killed
+        commit(self, block, *rest)
+        done.append(block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "commit", fragile)
+        with pytest.raises(Killed):
+            pruned(source, tokens, tmp_path / "killed")
+    assert not (tmp_path / "killed/config.json").exists()
+    pruned(source, tokens, tmp_path / "killed")
+    pruned(source, tokens, tmp_path / "whole")
+    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
+
+
+def test_the_batch_size_changes_no_mask_to_speak_of(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    for size in (1, 16):
+        pruned(zoo("llama"), tokens, tmp_path / str(size), engine={"batch_size": size})
+    one, all_ = tensors(tmp_path / "1"), tensors(tmp_path / "16")
+    different = sum(int(((one[key] == 0) != (all_[key] == 0)).sum()) for key in one)
+    assert different <= 4
+
+
+def test_skipped_matrices_stay_dense(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    report = pruned(zoo("llama"), tokens, tmp_path / "out", skip=["layers.1", "down_proj$"])
+    before, after = tensors(zoo("llama")), tensors(tmp_path / "out")
+    changed = {key.removesuffix(".weight") for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {matrix["name"] for matrix in report["matrices"]}
+    assert not any("layers.1." in name or name.endswith("down_proj") for name in changed)
+    assert report["skipped"]["model.layers.0.mlp.down_proj"] == "matches --skip down_proj$"
