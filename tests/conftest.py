@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported, by whichever test does it first
 pytest_plugins = ["zoo"]  # its fixtures `zoo` and `tokens` are everybody's
 
 

@@ -152,10 +152,10 @@ def run(*words: str, cwd: Path, **options: object) -> subprocess.CompletedProces
 
 
 def test_a_full_disk_leaves_nothing_that_loads(tmp_path: Path) -> None:
-    """Files may not grow beyond 300 kB: the first block's shard does not fit."""
+    """Files may not grow beyond 100 kB: the first block's shard does not fit."""
 
     def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     words = ("prune", "demo", "--nsamples", "4", "--eval", "none", "-o", "out")
     full = run(*words, cwd=tmp_path, preexec_fn=small_disk)
