@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -121,3 +123,23 @@ def brute_force(W_RC: Tensor, A_CC: Tensor, allowed: Callable[[Tensor], bool]) -
         if loss < best[2]:
             best = (Z_RC, keep_RC, loss)
     return best
+
+
+SMALL_ORACLE = Path(__file__).parent / "oracles/sparsegpt-small.safetensors"
+SMALL_RULES = {"50": whole(0.5), "row-50": per_row(0.5), "2of4": n_of_m(2, 4)}
+
+
+def small_oracle() -> dict[str, Tensor]:
+    """A problem over two tiles, with dead columns, and the answer under each rule; `python tests/reference.py` writes it."""
+    random = torch.Generator().manual_seed(0)
+    mix_CC = torch.eye(140) + torch.randn(140, 140, generator=random) / 140**0.5
+    x_TC = (torch.randn(200, 140, generator=random) @ mix_CC).double()
+    x_TC[:, [3, 77, 139]] = 0
+    W_RC = torch.randn(5, 140, generator=random).double()
+    H_CC = x_TC.T @ x_TC
+    return {"W": W_RC, "H": H_CC} | {name: sparsegpt(W_RC, H_CC, rule)[0] for name, rule in SMALL_RULES.items()}
+
+
+if __name__ == "__main__":
+    SMALL_ORACLE.parent.mkdir(exist_ok=True)
+    save_file(small_oracle(), SMALL_ORACLE)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import reference
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from obsprune.core.patterns import NofM, Pattern, Unstructured, prune_lowest
+from obsprune.core.patterns import NofM, Pattern, PerRow, Unstructured, prune_lowest
 from obsprune.core.statistics import Gram
 from obsprune.solvers import build
 from obsprune.solvers.base import Solution
@@ -82,3 +83,17 @@ def test_the_exact_count_moves_little(layers: dict[str, Tensor], layer: str, lab
     assert 0 < int((theirs == 0).sum()) - int((answer.weight == 0).sum()) <= tiles + 1
     assert float(((answer.weight != 0) != (theirs != 0)).float().mean()) < 5e-4
     assert distance(answer.weight, theirs) < 0.03
+
+
+SMALL = {"50": Unstructured(0.5), "row-50": PerRow(0.5), "2of4": NofM(2, 4)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_committed_small_oracle(name: str) -> None:
+    """Runs without OBSPRUNE_ORACLES: results of reference.py, stored once, so that a change of both would show."""
+    stored = load_file(reference.SMALL_ORACLE)
+    torch.testing.assert_close(reference.small_oracle()[name], stored[name], rtol=1e-9, atol=1e-12)
+    solver = build("sparsegpt", {})
+    answer = solver.solve(stored["W"], solver.prepare(Gram.of(stored["H"], 200)), SMALL[name])
+    assert torch.equal(answer.keep, stored[name] != 0)
+    torch.testing.assert_close(answer.weight, stored[name], rtol=1e-9, atol=1e-12)
