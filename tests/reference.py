@@ -130,7 +130,7 @@ SMALL_RULES = {"50": whole(0.5), "row-50": per_row(0.5), "2of4": n_of_m(2, 4)}
 
 
 def small_oracle() -> dict[str, Tensor]:
-    """A problem over two tiles, with dead columns, and the answer under each rule; `python tests/reference.py` writes it."""
+    """A problem over two tiles, with dead columns, and the answers. `python tests/reference.py` writes it."""
     random = torch.Generator().manual_seed(0)
     mix_CC = torch.eye(140) + torch.randn(140, 140, generator=random) / 140**0.5
     x_TC = (torch.randn(200, 140, generator=random) @ mix_CC).double()
