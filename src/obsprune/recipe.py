@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -116,7 +117,7 @@ def read_recipe(path: Path) -> Tree:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no recipe: a mapping such as 'sparsity: 0.5' is expected")
     return tree
@@ -170,6 +171,8 @@ def _resolve(recipe: Recipe) -> Recipe:
             f"nsamples {recipe.data.nsamples}, seqlen {recipe.data.seqlen}, heldout {recipe.data.heldout}: "
             "at least 1, 2 and 0 are needed"
         )
+    if not 0 <= recipe.seed < 2**63:
+        raise InputError(f"--seed {recipe.seed}: a number from 0 to 2^63 - 1 is expected")
     size = recipe.engine.batch_size
     if size != "auto" and not (isinstance(size, int) and size > 0):
         raise InputError(f"--batch-size {size}: a positive number or 'auto' is expected")
@@ -202,8 +205,8 @@ def _solver_options(given: Tree) -> Tree:
             raise InputError(f"solver {name} has no option '{key}'; {nearest(key, known)}")
         if key != "name" and not _fits(value, type(known[key])):
             raise InputError(f"solver.{key} is {value!r}; a {type(known[key]).__name__} is expected")
-        if key != "name" and value < 0:
-            raise InputError(f"solver.{key} is {value!r}; it cannot be negative")
+        if key != "name" and not 0 <= value < math.inf:
+            raise InputError(f"solver.{key} is {value!r}; a number from 0 up is expected")
     if given.get("blocksize", 1) < 1:
         raise InputError("solver.blocksize is 0; at least one column is needed")
     return {"name": name, **known, **given}

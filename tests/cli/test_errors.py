@@ -52,6 +52,12 @@ def refused(cli: Cli, *words: object, says: list[str]) -> None:
         (["--set", "solver.damping"], ["KEY=VALUE"]),
         (["--set", "modell.name=x"], ["modell", "did you mean model"]),
         (["--set", "data=3"], ["data", "mapping"]),
+        (["--set", "data=null"], ["data", "mapping"]),
+        (["--set", "solver=3"], ["solver", "dict"]),
+        (["--set", "solver.damping=.nan"], ["solver.damping", "from 0 up"]),
+        (["--set", "skip=abc"], ["skip", "list"]),
+        (["--seed", "-1"], ["--seed -1"]),
+        (["--set", "seed=99999999999999999999"], ["2^63"]),
         (["--skip", "("], ["regular expression"]),
         (["--skip", "."], ["nothing is left to prune"]),
         (["--batch-size", "many"], ["many", "auto"]),
@@ -142,3 +148,26 @@ def test_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     result = cli("prune", "demo", "--sparsity", "2")
     assert result.exit_code == 2
     assert "InputError" in result.stderr and "recipe.py" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("solver: 3", ["solver", "dict"]),
+        ("- a", ["no recipe"]),
+        ("a: [", ["is not YAML"]),
+        ("sparsity: .inf", ["inf"]),
+        ("1: 2", ["no key '1'"]),
+        ("solver: {name: [1]}", ["unknown solver"]),
+        ("data: null", ["data", "mapping"]),
+    ],
+)
+def test_bad_recipes(cli: Cli, tmp_path: Path, text: str, says: list[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    refused(cli, "prune", "demo", "--config", "recipe.yaml", says=says)
+
+
+@pytest.mark.parametrize("shape", [(10,), (200, 0), (200, 1)])
+def test_token_files_without_rows(cli: Cli, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    save_file({"input_ids": torch.zeros(shape, dtype=torch.long)}, tmp_path / "t.safetensors")
+    refused(cli, "prune", "demo", "--dataset", "t.safetensors", says=["not integer ids [n, seqlen]"])

@@ -97,3 +97,15 @@ def test_abandon_removes_only_an_empty_run(tmp_path: Path) -> None:
     begun.abandon()
     assert not (tmp_path / "empty").exists()
     assert begun.committed("layers.0")
+
+
+def test_a_kill_while_it_is_created_is_no_obstacle(tmp_path: Path) -> None:
+    whole = with_one_block(tmp_path / "whole").path
+    first_line = (whole / JOURNAL).read_text().splitlines()[0]
+    for name, journal in (("empty", None), ("torn", first_line[:20]), ("unsaid", first_line + "\n")):
+        (tmp_path / name).mkdir()
+        if journal:
+            (tmp_path / name / JOURNAL).write_text(journal)
+        run = started(tmp_path / name)
+        assert sorted(path.name for path in run.path.iterdir()) == [JOURNAL, "recipe.yaml"]
+        assert run.recorded("start")

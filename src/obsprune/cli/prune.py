@@ -50,13 +50,18 @@ def prune(
     from obsprune import pipeline
     from obsprune.recipe import make_recipe, parse_setting, read_recipe
 
-    flags = {
-        "model": _given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
-        "data": _given(dataset=dataset, text_column=text_column, nsamples=nsamples, seqlen=seqlen),
-        "solver": _given(name=solver),
-        "engine": _given(device=device, batch_size=_number(batch_size)),
-        **_given(sparsity=sparsity, pattern=pattern, iters=iters, seed=seed, skip=skip, evaluation=eval_),
-    }
+    flags = _given(
+        model=_given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
+        data=_given(dataset=dataset, text_column=text_column, nsamples=nsamples, seqlen=seqlen),
+        solver=_given(name=solver),
+        engine=_given(device=device, batch_size=_number(batch_size)),
+        sparsity=sparsity,
+        pattern=pattern,
+        iters=iters,
+        seed=seed,
+        skip=skip,
+        evaluation=eval_,
+    )
     settings = [parse_setting(text) for text in set_ or []]
     recipe = make_recipe(read_recipe(config) if config else {}, flags, *settings)
     if not recipe.model.name:
@@ -76,7 +81,8 @@ def prune(
 
 
 def _given(**values: Any) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    """What the user said: an empty section of a recipe must not replace one from a file."""
+    return {key: value for key, value in values.items() if value is not None and value != {}}
 
 
 def _number(text: str | None) -> int | str | None:

@@ -42,7 +42,7 @@ class RunDir:
         if path.resolve() == source.resolve():
             raise InputError(f"{path} is the dense checkpoint itself; choose another -o")
         empty = not path.is_dir() or not any(path.iterdir())
-        ours = (path / JOURNAL).is_file() and (path / RECIPE).is_file()
+        ours = (path / JOURNAL).is_file()
         if not empty and not ours:
             raise InputError(
                 f"{path} is not empty and was not made by obsprune; choose another -o, or empty it yourself"
@@ -60,12 +60,14 @@ class RunDir:
         facts: all that decides the bytes of the result (settings, versions, hashes). Raises InputError with the
         differences when the unfinished run there is another one, or when the disk is too small.
         """
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         total = len(blocks) + 1
         self._shards = {
             name: f"model-{index:05d}-of-{total:05d}.safetensors" for index, name in enumerate(["", *blocks], 1)
         }
         if self.events:
             _require_same(self.path, (self.recorded("start") or {}).get("facts", {}), facts)
+            write_text(self.path / RECIPE, text)
             return True
         self._require_space(bytes_needed)
         if self.path.is_dir():
@@ -74,8 +76,8 @@ class RunDir:
             self.path.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"cannot create {self.path}: {error.strerror}; choose another -o") from error
-        write_text(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-        self.record("start", facts=facts)
+        self.record("start", facts=facts)  # first, so that what a kill leaves here is known to be ours
+        write_text(self.path / RECIPE, text)
         return False
 
     def _require_space(self, needed: int) -> None:
