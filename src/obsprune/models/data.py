@@ -179,7 +179,8 @@ def read_token_rows(path: Path, tensor: str) -> Tensor:
     header = headers[tensor]
     if len(header.shape) != 2 or header.shape[1] < 2 or header.dtype.is_floating_point or header.dtype == torch.bool:
         raise InputError(
-            f"{path}: '{tensor}' is {header.dtype} {list(header.shape)}, not integer ids [n, seqlen] with seqlen 2 or more"
+            f"{path}: '{tensor}' is {header.dtype} {list(header.shape)}, not integer ids [n, seqlen] "
+            "with seqlen 2 or more"
         )
     return read_tensors(path, [tensor])[tensor].long()
 
