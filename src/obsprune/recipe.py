@@ -159,26 +159,30 @@ def make_recipe(*trees: Mapping[str, Any]) -> Recipe:
 
 def _resolve(recipe: Recipe) -> Recipe:
     """Fills in what depends on something else, and refuses what cannot be."""
+    _check_numbers(recipe)
+    for expression in [*recipe.skip, recipe.model.blocks or ""]:
+        _check_expression(expression)
     solver = _solver_options(recipe.solver)
     pattern = recipe.pattern or ("row" if solver["name"] == "wanda" else "unstructured")  # wanda as published
-    sparsity = _sparsity(pattern, recipe.sparsity)
+    return dataclasses.replace(recipe, solver=solver, pattern=pattern, sparsity=_sparsity(pattern, recipe.sparsity))
+
+
+def _check_numbers(recipe: Recipe) -> None:
     if recipe.iters != 1:
         raise InputError(
             f"--iters {recipe.iters}: only one shot (--iters 1) works yet; I-OBS rounds are not in this version"
         )
-    if recipe.data.nsamples < 1 or recipe.data.seqlen < 2 or recipe.data.heldout < 0:
-        raise InputError(
-            f"nsamples {recipe.data.nsamples}, seqlen {recipe.data.seqlen}, heldout {recipe.data.heldout}: "
-            "at least 1, 2 and 0 are needed"
-        )
-    if not 0 <= recipe.seed < 2**63:
-        raise InputError(f"--seed {recipe.seed}: a number from 0 to 2^63 - 1 is expected")
+    for name, value, least in (
+        ("--nsamples", recipe.data.nsamples, 1),
+        ("--seqlen", recipe.data.seqlen, 2),
+        ("data.heldout", recipe.data.heldout, 0),
+        ("--seed", recipe.seed, 0),
+    ):
+        if not least <= value < 2**63:
+            raise InputError(f"{name} {value}: a number from {least} to 2^63 - 1 is expected")
     size = recipe.engine.batch_size
     if size != "auto" and not (isinstance(size, int) and size > 0):
         raise InputError(f"--batch-size {size}: a positive number or 'auto' is expected")
-    for expression in [*recipe.skip, recipe.model.blocks or ""]:
-        _check_expression(expression)
-    return dataclasses.replace(recipe, solver=solver, pattern=pattern, sparsity=sparsity)
 
 
 def _sparsity(pattern: str, given: float | None) -> float:

@@ -61,7 +61,7 @@ def refused(cli: Cli, *words: object, says: list[str]) -> None:
         (["--skip", "("], ["regular expression"]),
         (["--skip", "."], ["nothing is left to prune"]),
         (["--batch-size", "many"], ["many", "auto"]),
-        (["--nsamples", "0"], ["nsamples 0"]),
+        (["--nsamples", "0"], ["--nsamples 0", "from 1"]),
         (["--dtype", "int8"], ["int8", "float32"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--dataset", "c5"], ["c5", "did you mean c4"]),
