@@ -57,7 +57,7 @@ def obs_project(w_D: Tensor, H_DD: Tensor, keep_D: Tensor) -> Tensor:
     """(I − H⁻¹ H^S) w: the point closest to w in the norm of H among those with that support (an exact refit on it)."""
     inverse_DD = torch.linalg.inv(H_DD)
     lambda_S: Tensor = torch.linalg.solve(inverse_DD[~keep_D][:, ~keep_D], w_D[~keep_D])
-    return (w_D - inverse_DD[:, ~keep_D] @ lambda_S).where(keep_D, 0)
+    return torch.where(keep_D, w_D - inverse_DD[:, ~keep_D] @ lambda_S, 0)
 
 
 def best_support(w_D: Tensor, H_DD: Tensor, k: int) -> Tensor:
