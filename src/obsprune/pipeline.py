@@ -217,6 +217,11 @@ def evaluate_checkpoint(
     scores = {task.name: {"model": task.score(model, progress, name)} for task in tasks}
     if compare:
         other = load(compare, **how)
+        if other.vocabulary != model.vocabulary:
+            raise InputError(
+                f"{name} has {model.vocabulary} tokens and {compare} {other.vocabulary}; "
+                "perplexities of different tokenizers cannot be compared"
+            )
         for task in tasks:
             entry = scores[task.name]
             entry["compare"] = task.score(other, progress, compare)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from driver import Cli
 from safetensors.torch import load_file, save_file
+from zoo import Zoo
 
 SMALL = ("--nsamples", "4", "--eval", "none")
 
@@ -141,6 +142,11 @@ def test_bad_eval_and_inspect(cli: Cli, tmp_path: Path) -> None:
     refused(cli, "eval", "demo", "--task", "text=none.txt", says=["none.txt"])
     refused(cli, "eval", "demo", "--task", "heldout", says=["held-out"])
     refused(cli, "inspect", tmp_path, says=["report.json"])
+
+
+def test_other_tokenizers_are_not_compared(cli: Cli, tmp_path: Path, zoo: Zoo) -> None:
+    words = ("eval", "demo", "--task", f"text={files('obsprune') / 'demo/evaluation.txt'}", "--limit", "1")
+    refused(cli, *words, "--compare", zoo("llama"), says=["768", "128", "cannot be compared"])
 
 
 def test_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,3 +177,17 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OutputError, match="No space left"):
         checkpoint.write_shard(tmp_path / WEIGHTS, {"a": torch.ones(2)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_fetches_each_weight_once(monkeypatch: pytest.MonkeyPatch, zoo: Zoo) -> None:
+    """Some repositories hold the weights a second time as consolidated.safetensors."""
+    asked: dict[str, object] = {}
+
+    def download(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return str(zoo("llama"))
+
+    monkeypatch.setattr("obsprune.models.load.snapshot_download", download)
+    assert locate("someone/model", "v1", "hf_x") == zoo("llama")
+    assert (asked["name"], asked["revision"], asked["token"]) == ("someone/model", "v1", "hf_x")
+    assert "*.safetensors" in asked["allow_patterns"] and "consolidated*" in asked["ignore_patterns"]  # type: ignore[operator]

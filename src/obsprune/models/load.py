@@ -116,9 +116,11 @@ def locate(name: str, revision: str | None = None, token: str | None = None) -> 
 
 
 def _download(name: str, revision: str | None, token: str | None) -> Path:
-    patterns = [*SIDE_FILES, "*.safetensors"]
+    wanted, twice = [*SIDE_FILES, "*.safetensors"], ["consolidated*", "original/*"]  # the same weights, Meta's way
     try:
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=patterns))
+        return Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=wanted, ignore_patterns=twice)
+        )
     except GatedRepoError as error:
         raise InputError(f"{name} is gated: accept its licence on the hub and give --token or set HF_TOKEN") from error
     except RevisionNotFoundError as error:
