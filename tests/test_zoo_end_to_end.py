@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from zoo import ZOO, Zoo, logits, reference, token_batches
 
@@ -37,7 +39,9 @@ def shards(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("family", ZOO)
 def test_every_family(zoo: Zoo, tokens: Path, tmp_path: Path, family: str, pattern: str) -> None:
     source, output = zoo(family), tmp_path / "out"
+    files = shards(source)
     report = pruned(source, tokens, output, pattern=pattern)
+    assert shards(source) == files
     before, after = tensors(source), tensors(output)
     assert {k: (t.dtype, t.shape) for k, t in before.items()} == {k: (t.dtype, t.shape) for k, t in after.items()}
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -45,14 +49,35 @@ def test_every_family(zoo: Zoo, tokens: Path, tmp_path: Path, family: str, patte
     asked = {matrix.parameter for matrix in model.matrices}
     keys = {key for block in model.blocks for key, name in block.keys.items() if f"{block.name}.{name}" in asked}
     assert changed == keys
-    for matrix in report["matrices"]:
-        assert matrix["zeros"] == round(0.5 * matrix["shape"][0] * matrix["shape"][1])
+    for key in keys:
+        assert int((after[key] == 0).sum()) == round(0.5 * after[key].numel())
+    assert [matrix["zeros"] for matrix in report["matrices"]] == [
+        round(0.5 * matrix["shape"][0] * matrix["shape"][1]) for matrix in report["matrices"]
+    ]
     reloaded, batch = reference(output), token_batches(1)[0]
     overwritten = AutoModelForCausalLM.from_pretrained(source).eval()
     for key in keys:
         overwritten.get_parameter(key).data.copy_(after[key])
     assert torch.equal(logits(reloaded, batch), logits(overwritten, batch))
+    ours = load(str(output))
+    with ours.lazily_loaded():
+        assert torch.equal(logits(ours.network, batch), logits(reloaded, batch))
     assert report["evaluation"]["heldout"]["pruned"]["perplexity"] > 0
+
+
+def test_names_and_forgotten_tensors_of_the_hub_come_back(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    """The hub's gpt2 says h.0… for transformer.h.0…, and keeps causal masks that no module has a place for any more."""
+    source, output = tmp_path / "hub", tmp_path / "out"
+    shutil.copytree(zoo("gpt2"), source)
+    stored = {key.removeprefix("transformer."): tensor for key, tensor in tensors(zoo("gpt2")).items()}
+    stored |= {f"h.{index}.attn.bias": torch.ones(1, 1, 64, 64).tril() for index in range(2)}
+    save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
+    pruned(source, tokens, output)
+    pruned(zoo("gpt2"), tokens, tmp_path / "plain")
+    after, plain = tensors(output), tensors(tmp_path / "plain")
+    assert after.keys() == stored.keys()
+    for key, tensor in after.items():
+        assert torch.equal(tensor, plain[f"transformer.{key}"] if f"transformer.{key}" in plain else stored[key])
 
 
 def test_what_is_evaluated_is_what_is_saved(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
@@ -129,3 +154,26 @@ def test_skipped_matrices_stay_dense(zoo: Zoo, tokens: Path, tmp_path: Path) -> 
     assert changed == {matrix["name"] for matrix in report["matrices"]}
     assert not any("layers.1." in name or name.endswith("down_proj") for name in changed)
     assert report["skipped"]["model.layers.0.mlp.down_proj"] == "matches --skip down_proj$"
+
+
+def test_rounding_by_a_narrower_dtype_is_said(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    source = {"name": str(zoo("llama")), "dtype": "bfloat16"}
+    report = pruned(zoo("llama"), tokens, tmp_path / "out", model=source)
+    assert any("rounded" in warning for warning in report["warnings"])
+    assert not pruned(zoo("llama"), tokens, tmp_path / "same")["warnings"]
+
+
+def test_a_lost_shard_is_made_again_and_reported_once(
+    zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "finish", killed)
+        with pytest.raises(Killed):
+            pruned(zoo("llama"), tokens, tmp_path / "out")
+    (tmp_path / "out/model-00002-of-00004.safetensors").unlink()
+    report = pruned(zoo("llama"), tokens, tmp_path / "out")
+    names = [matrix["name"] for matrix in report["matrices"]]
+    assert len(names) == len(set(names)) == 21

@@ -62,6 +62,8 @@ def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
     if not model.matrices:
         raise InputError("nothing is left to prune: --skip matches every matrix")
     drawn, notices = draw_tokens(recipe, model)
+    if any(matrix.stored.itemsize > model.dtype.itemsize for matrix in model.matrices):
+        notices.append(f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it")
     return Plan(recipe, model, drawn, {matrix.name: pattern for matrix in model.matrices}, notices)
 
 

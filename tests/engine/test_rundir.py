@@ -109,3 +109,46 @@ def test_a_kill_while_it_is_created_is_no_obstacle(tmp_path: Path) -> None:
         run = started(tmp_path / name)
         assert sorted(path.name for path in run.path.iterdir()) == [JOURNAL, "recipe.yaml"]
         assert run.recorded("start")
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    """As with a mount point: it cannot be removed, what is inside can."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    started(tmp_path / "link").abandon()
+    assert (tmp_path / "link").is_symlink() and not list((tmp_path / "real").iterdir())
+    with_one_block(tmp_path / "link")
+    again = started(tmp_path / "link", force=True)
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == [JOURNAL, "recipe.yaml"]
+    assert again.committed("layers.0") is None
+
+
+def test_a_kill_while_a_former_run_is_deleted_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_one_block(tmp_path / "out")
+    unlink = Path.unlink
+
+    def fragile(path: Path) -> None:
+        if path.name == JOURNAL:
+            raise KeyboardInterrupt
+        unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fragile)
+        with pytest.raises(KeyboardInterrupt):
+            started(tmp_path / "out", force=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [JOURNAL]
+    assert started(tmp_path / "out", force=True).committed("layers.0") is None
+
+
+def test_a_damaged_journal(tmp_path: Path) -> None:
+    journal = with_one_block(tmp_path / "out").path / JOURNAL
+    journal.write_text("{\n" + journal.read_text())
+    with pytest.raises(InputError, match=r"progress\.jsonl is damaged.*--force"):
+        started(tmp_path / "out")
+    assert started(tmp_path / "out", force=True).recorded("start")
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot create"):
+        started(tmp_path / "file" / "out")

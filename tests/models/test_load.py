@@ -83,6 +83,32 @@ def test_compute_dtype_on_a_cpu(zoo: Zoo, stored: torch.dtype, computed: torch.d
         assert (model.dtype, matrix.weight.dtype, matrix.read().dtype) == (computed, computed, stored)
 
 
+def test_a_checkpoint_in_many_shards(zoo: Zoo, tmp_path: Path) -> None:
+    """Shards so small that every block lies in several of them."""
+    reference(zoo("llama")).save_pretrained(tmp_path, max_shard_size="20KB")
+    model, batch = load(str(tmp_path)), token_batches(1)[0]
+    files = {model.checkpoint.headers[key].file for key in model.blocks[1].keys}
+    assert len(files) > 1
+    with model.lazily_loaded():
+        assert torch.equal(logits(model.network, batch), logits(reference(zoo("llama")), batch))
+
+
+@pytest.mark.parametrize("stored", ["equal", "different", "alone"])
+def test_a_head_stored_beside_the_embedding_it_is_tied_to(zoo: Zoo, tmp_path: Path, stored: str) -> None:
+    """Transformers ties it when it is equal or alone; when it differs, the config is wrong and it is not tied."""
+    path = copied(zoo("llama-tied"), tmp_path)
+    tensors = load_file(path / WEIGHTS)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + (0.1 if stored == "different" else 0.0)
+    if stored == "alone":
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    model, plain, batch = load(str(path)), reference(path), token_batches(1)[0]
+    tied = plain.lm_head.weight is plain.model.embed_tokens.weight
+    assert tied is (stored != "different")
+    with model.lazily_loaded():
+        assert torch.equal(logits(model.network, batch), logits(plain, batch))
+
+
 def copied(source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(source, tmp_path / "model"))
 
@@ -124,6 +150,14 @@ def test_damaged_checkpoints(zoo: Zoo, tmp_path: Path) -> None:
     refused(path, "pytorch_model.bin", "save_pretrained")
 
 
+def test_infinity_outside_the_blocks(zoo: Zoo, tmp_path: Path) -> None:
+    path = copied(zoo("llama"), tmp_path)
+    tensors = load_file(path / WEIGHTS)
+    tensors["model.norm.weight"][3] = torch.inf
+    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    refused(path, "model.norm.weight", "infinity")
+
+
 def test_a_missing_head_outside_the_blocks(zoo: Zoo, tmp_path: Path) -> None:
     path = copied(zoo("llama"), tmp_path)
     tensors = load_file(path / WEIGHTS)
@@ -139,6 +173,8 @@ def test_a_missing_head_outside_the_blocks(zoo: Zoo, tmp_path: Path) -> None:
         ('{"weight_map": {"a": "model-9.safetensors"}}', "lacks 'model-9.safetensors'"),
         ("{}", "not a safetensors index"),
         ("[", "not a safetensors index"),
+        ("[]", "not a safetensors index"),
+        ('{"weight_map": {"a": 3}}', "lacks '3'"),
     ],
 )
 def test_bad_indexes(zoo: Zoo, tmp_path: Path, index: str, says: str) -> None:

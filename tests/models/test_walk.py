@@ -39,6 +39,16 @@ def test_bit_equal_to_the_model(zoo: Zoo, family: str, observe: bool) -> None:
         assert torch.equal(ours, logits(plain, batch))
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bloom"])
+def test_bit_equal_in_bfloat16(zoo: Zoo, family: str) -> None:
+    """Buffers have dtypes of their own: rotary frequencies stay float32, Gemma's embedding scale is rounded."""
+    directory, batches = zoo(family, torch.bfloat16), token_batches(2)
+    plain = reference(directory)
+    for ours, batch in zip(walked(load(str(directory)), batches, True), batches, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, logits(plain, batch))
+
+
 class Toy(nn.Module):
     """Linear blocks run in the order that the batch's first number chooses."""
 
@@ -72,6 +82,15 @@ def test_unsupported_ways(orders: list[list[int]], says: str) -> None:
     with pytest.raises(WalkMismatch, match=says), toy_walk(Toy(orders), list(range(len(orders)))) as walk:
         for stop in walk:
             stop.hand_on()
+
+
+def test_the_last_stop_is_the_last_in_time() -> None:
+    with toy_walk(Toy([[2, 0, 1]]), [0]) as walk:
+        seen = []
+        for stop in walk:
+            seen.append((stop.index, stop.last))
+            stop.hand_on()
+    assert seen == [(2, False), (0, False), (1, True)]
 
 
 def left_behind(model: Toy, walk: Walk) -> tuple[int, int]:
@@ -122,6 +141,34 @@ def test_grad_mode_is_as_it_was(enabled: bool) -> None:
                 stop.hand_on()
         assert torch.is_grad_enabled() is enabled
     assert len(outputs) == 1
+
+
+def test_grad_mode_is_as_it_was_after_an_error_in_the_engine() -> None:
+    class Guarded(Toy):
+        @torch.no_grad()
+        def forward(self, x: Tensor, order: int) -> Any:
+            return super().forward(x, order)
+
+    with pytest.raises(KeyError), toy_walk(Guarded([[0, 1, 2]]), [0, 0]) as walk:
+        for _ in walk:
+            raise KeyError
+    assert torch.is_grad_enabled()
+
+
+def test_all_sleepers_end_even_if_the_cleanup_of_one_raises() -> None:
+    class Untidy(Toy):
+        def forward(self, x: Tensor, order: int) -> Any:
+            try:
+                return super().forward(x, order)
+            finally:
+                if order == 0:
+                    raise OSError("cleanup")
+
+    model = Untidy([[0, 1, 2], [0, 1, 2]])
+    walk = toy_walk(model, [0, 1, 1])
+    with pytest.raises(OSError, match="cleanup"), walk:
+        next(iter(walk))
+    assert left_behind(model, walk) == (0, 0)
 
 
 SHALLOW = """

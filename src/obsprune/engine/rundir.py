@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -70,10 +71,9 @@ class RunDir:
             write_text(self.path / RECIPE, text)
             return True
         self._require_space(bytes_needed)
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
         try:
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            _empty(self.path)
         except OSError as error:
             raise InputError(f"cannot create {self.path}: {error.strerror}; choose another -o") from error
         self.record("start", facts=facts)  # first, so that what a kill leaves here is known to be ours
@@ -139,7 +139,18 @@ class RunDir:
     def abandon(self) -> None:
         """Removes the directory when nothing was committed to it."""
         if self.path.is_dir() and (self.path / JOURNAL).is_file() and self.recorded("block") is None:
-            shutil.rmtree(self.path)
+            _empty(self.path)
+            with suppress(OSError):  # a mount point or a link stays, empty
+                self.path.rmdir()
+
+
+def _empty(directory: Path) -> None:
+    """Deletes everything inside, the journal last: until then the directory is known to be ours."""
+    for path in sorted(directory.iterdir(), key=lambda path: path.name == JOURNAL):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _read_journal(path: Path) -> list[Event]:
@@ -147,7 +158,10 @@ def _read_journal(path: Path) -> list[Event]:
     whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
     if torn:
         write_text(path, whole + "\n" if whole else "")
-    return [json.loads(line) for line in whole.splitlines() if line]
+    try:
+        return [json.loads(line) for line in whole.splitlines() if line]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); use --force or another -o") from error
 
 
 def _require_same(path: Path, before: Event, now: Mapping[str, Any]) -> None:

@@ -82,8 +82,8 @@ def _files(directory: Path) -> set[str]:
     """The safetensors files of a checkpoint, all of them present and inside the directory."""
     if (directory / INDEX).is_file():
         try:
-            named = set(json.loads((directory / INDEX).read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+            named = {str(file) for file in json.loads((directory / INDEX).read_text())["weight_map"].values()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{directory / INDEX} is not a safetensors index: {error}") from error
         for file in named:
             if Path(file).name != file:

@@ -256,7 +256,8 @@ def _load_rest(network: Any, checkpoint: Checkpoint, names: dict[str, str], devi
     wanted = {key: name for key, name in names.items() if name in known}
     tensors = {wanted[key]: tensor for key, tensor in checkpoint.read(wanted).items()}
     assign(network, tensors, device, network.config.model_type)
-    network.tie_weights()
+    # as from_pretrained calls it: a head that is stored apart and differs from the embedding is not tied
+    network.tie_weights(missing_keys=known.keys() - set(wanted.values()), recompute_mapping=False)
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)

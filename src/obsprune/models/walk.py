@@ -8,6 +8,7 @@ pass as they are, without one line per family. `Stop` is the meeting at one bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, final
 
@@ -38,6 +39,17 @@ def _floor(function: Callable[[], Any]) -> Callable[[], Any]:
     return function
 
 
+@contextmanager
+def _no_grad_and_back() -> Iterator[None]:
+    """Grad mode belongs to the thread, not to the greenlet: put back whatever the model's own code does to it."""
+    was = torch.is_grad_enabled()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_grad_enabled(was)
+
+
 @final
 class _Driver(greenlet):  # type: ignore[misc]  # greenlet ships no types
     """One batch on its way through the model. Only drivers sleep at a block: the engine may run blocks itself."""
@@ -46,16 +58,15 @@ class _Driver(greenlet):  # type: ignore[misc]  # greenlet ships no types
         super().__init__(_floor(lambda: network(**batch)))
 
     def resume(self, *value: Any) -> Any:
-        """Goes on to the next block (returns its Call) or to the end (returns the model's output).
+        """Goes on to the next block (returns its Call) or to the end (returns the model's output)."""
+        with _no_grad_and_back():
+            return self.switch(*value)
 
-        Grad mode belongs to the thread, not to the greenlet: set here and put back whatever the model's code did to it.
-        """
-        was = torch.is_grad_enabled()
-        try:
-            with torch.no_grad():
-                return self.switch(*value)
-        finally:
-            torch.set_grad_enabled(was)
+    def end(self) -> None:
+        """Wakes a sleeper for the last time: the model's own cleanup runs, and nothing else."""
+        if self and not self.dead:
+            with _no_grad_and_back():
+                self.throw(GreenletExit)
 
 
 def _meeting(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,19 +82,18 @@ def _meeting(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any
 
 @final
 class Stop:
-    """All batches stand before one block. `run` it on any of them, as often as needed; then `leave` with its output."""
+    """All batches stand before one block. `run` it on any of them, as often as needed; then `leave` with its output.
 
-    def __init__(self, walk: Walk, index: int) -> None:
-        self._walk, self.index = walk, index
+    index: the block's place in the list of blocks; last: no block is still to come.
+    """
+
+    def __init__(self, walk: Walk, index: int, last: bool) -> None:
+        self._walk, self.index, self.last = walk, index, last
 
     @property
     def keys(self) -> list[int]:
         """The batches that still wait here."""
         return sorted(self._walk.calls)
-
-    @property
-    def last(self) -> bool:
-        return self.index == len(self._walk.blocks) - 1
 
     def run(self, key: int) -> Any:
         """The block's output (whatever the block returns) for one batch, with its weights as they are now."""
@@ -134,10 +144,10 @@ class Walk:
     ) -> None:
         for block in self.forwards:
             del block.forward
-        for driver in self.drivers.values():
-            if driver and not driver.dead:
-                driver.throw(GreenletExit)
         self.calls.clear()
+        with ExitStack() as ending:  # all of them, even if the cleanup of one raises
+            for driver in self.drivers.values():
+                ending.callback(driver.end)
 
     def __iter__(self) -> Iterator[Stop]:
         for key, driver in self.drivers.items():
@@ -150,7 +160,7 @@ class Walk:
                     f"{self._name(block)} is run twice in one forward (shared layers); this is unsupported"
                 )
             visited.add(block)
-            yield Stop(self, self.blocks.index(block))
+            yield Stop(self, self.blocks.index(block), last=len(visited) == len(self.blocks))
         for block in self.blocks:
             if block not in visited:
                 raise WalkMismatch(f"{self._name(block)} is never run by the model's forward")

@@ -29,7 +29,9 @@ def build_report(
     run: RunDir, recipe: Report, model: Model, data: Report, notices: list[str], seconds: float, command: str
 ) -> Report:
     """Everything a reader of the result may ask, as plain values."""
-    blocks = [event for event in run.events if event["kind"] == "block"]
+    blocks = list(
+        {event["name"]: event for event in run.events if event["kind"] == "block"}.values()
+    )  # the last counts
     matrices = [{"block": block["name"], **matrix} for block in blocks for matrix in block["matrices"]]
     zeros, total = (
         sum(part) for part in zip(*((m["zeros"], m["shape"][0] * m["shape"][1]) for m in matrices), strict=True)
