@@ -16,17 +16,22 @@ import yaml
 from obsprune import __version__
 from obsprune.core.patterns import Pattern
 from obsprune.engine.layerwise import prune_blocks
+from obsprune.engine.place import choose_place
 from obsprune.engine.preflight import check_walk
+from obsprune.engine.rounds import Rounds
 from obsprune.engine.rundir import RECIPE, RunDir
+from obsprune.engine.steps import Projection
 from obsprune.errors import InputError
 from obsprune.evaluate.tasks import Task, check_name, rows_task, text_task
 from obsprune.models.checkpoint import Checkpoint
-from obsprune.models.data import Draw, batches, draw, open_corpus
+from obsprune.models.data import Draw, batches, content_hash, draw, open_corpus
 from obsprune.models.load import DEMO, Model, load, locate
 from obsprune.progress import Progress
 from obsprune.recipe import DEFAULT_DATASET, Recipe, make_recipe, read_recipe
 from obsprune.report.report import build_report, read_report, write_report
 
+LOGIT_BYTES = 2**29
+"""Float32 logits of two models on one batch stay under this."""
 CALIBRATION_TOKENS = 8192
 """Tokens of one calibration batch when its size is `auto`."""
 
@@ -62,9 +67,21 @@ def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
     if not model.matrices:
         raise InputError("nothing is left to prune: --skip matches every matrix")
     drawn, notices = draw_tokens(recipe, model)
+    if recipe.iters > 1:
+        check_rounds(model, drawn)
     if any(matrix.stored.itemsize > model.dtype.itemsize for matrix in model.matrices):
         notices.append(f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it")
     return Plan(recipe, model, drawn, {matrix.name: pattern for matrix in model.matrices}, notices)
+
+
+def check_rounds(model: Model, drawn: Draw) -> None:
+    """Raises InputError when rounds after the first cannot work."""
+    if not len(drawn.heldout):
+        raise InputError(
+            f"--iters needs held-out sequences to judge by, and {drawn.facts['dataset']} has none left; "
+            "use more text, a smaller --nsamples, or data.heldout above 0"
+        )
+    _ = model.head
 
 
 def open_model(recipe: Recipe, token: str | None = None) -> Model:
@@ -88,11 +105,17 @@ def draw_tokens(recipe: Recipe, model: Model) -> tuple[Draw, list[str]]:
     notices: list[str] = []
     corpus = open_corpus(part.dataset or default_dataset(recipe.model.name), part.text_column)
     seqlen = fit_length(part.seqlen, model, notices)
-    drawn = draw(corpus, lambda: model.tokenizer, model.vocabulary, seqlen, part.nsamples, part.heldout, recipe.seed)
+    counts = part.nsamples, part.heldout, recipe.seed, recipe.iters
+    drawn = draw(corpus, lambda: model.tokenizer, model.vocabulary, seqlen, *counts)
     if drawn.calibration.shape[1] != seqlen:
         notices.append(f"the sequences of {corpus.source} are {drawn.calibration.shape[1]} tokens long, not {seqlen}")
     if len(drawn.heldout) < part.heldout:
         notices.append(f"held-out text: {len(drawn.heldout)} of {part.heldout} sequences; {corpus.source} has no more")
+    if not all(drawn.facts.get("rounds", {}).get("fresh", [])):
+        notices.append(
+            f"{corpus.source} has fewer than {recipe.iters} x {part.nsamples} sequences for its rounds; "
+            "later ones get reshuffled ones"
+        )
     return drawn, notices
 
 
@@ -128,8 +151,9 @@ def prune(
         progress.notice(f"continuing the unfinished run in {output}")
     try:
         evaluate(model, tasks, run, "dense", progress)
-        parts = batches(ids, plan.batch_size, model.device)
-        prune_blocks(model, parts, recipe.make_solver(), plan.patterns, run, progress, recipe.engine.true_sequential)
+        prune_once(plan, run, progress)
+        if recipe.iters > 1:
+            prune_again(plan, run, progress)
     except BaseException:
         run.abandon()
         raise
@@ -145,10 +169,36 @@ def prune(
     return report
 
 
+def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
+    """The first round: one shot."""
+    start, recipe = time.perf_counter(), plan.recipe
+    parts = batches(plan.draw.calibration, plan.batch_size, plan.model.device)
+    prune_blocks(plan.model, parts, recipe.make_solver(), plan.patterns, run, progress, recipe.engine.true_sequential)
+    if run.recorded("shot") is None:
+        run.record("shot", seconds=time.perf_counter() - start)
+
+
+def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
+    """All further rounds; the best one's weights are in `run` afterwards."""
+    recipe, model, shot = plan.recipe, plan.model, run.recorded("shot")
+    assert shot is not None
+    step, tuning = recipe.make_step(), recipe.make_tuning()
+    candidates = len(step.sizes(None)) + 1
+    place = choose_place(
+        model, recipe.rounds.memory, candidates * model.dtype.itemsize + (12 if tuning else 0), run.scratch
+    )
+    rows = max(1, LOGIT_BYTES // (8 * plan.draw.calibration.shape[1] * model.vocabulary))
+    projection = Projection(recipe.make_solver(), plan.patterns)
+    with place.opened():
+        rounds = Rounds(step, tuning, projection, place, run, progress, min(plan.batch_size, rows))
+        rounds(plan.draw.further, plan.draw.heldout, shot["seconds"])
+
+
 def run_facts(plan: Plan) -> dict[str, Any]:
     """What must not change for a run to be continued: all that decides its bytes."""
     return {
-        **{key: value for key, value in plan.recipe.tree().items() if key != "evaluation"},
+        **{key: value for key, value in plan.recipe.tree().items() if key not in ("evaluation", "rounds")},
+        "rounds": {key: value for key, value in plan.recipe.tree()["rounds"].items() if key != "memory"},
         "obsprune": __version__,
         "torch": torch.__version__,
         "transformers": version("transformers"),
@@ -156,6 +206,8 @@ def run_facts(plan: Plan) -> dict[str, Any]:
         "device": str(plan.model.device),
         "dtype": str(plan.model.dtype),
         "calibration_sha256": plan.draw.facts["sha256"],
+        "rounds_sha256": [content_hash(rows) for rows in plan.draw.further],
+        "heldout_sha256": plan.draw.facts["heldout_sha256"],
         "checkpoint": plan.model.checkpoint.fingerprint(),
     }
 

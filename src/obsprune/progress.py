@@ -20,6 +20,9 @@ class Progress(Protocol):
     def notice(self, text: str) -> None:
         """Something the user should know, and that stays on the screen."""
 
+    def line(self, text: str) -> None:
+        """An intermediate result that stays on the screen."""
+
 
 class Silent:
     """The watcher who does not look."""
@@ -28,3 +31,4 @@ class Silent:
     def step(self, text: str = "") -> None: ...
     def detail(self, text: str) -> None: ...
     def notice(self, text: str) -> None: ...
+    def line(self, text: str) -> None: ...

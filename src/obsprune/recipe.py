@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,6 +14,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from obsprune.core.patterns import NofM, Pattern, PerRow, Unstructured
+from obsprune.engine.finetune import Tuning
+from obsprune.engine.place import MEMORIES
+from obsprune.engine.steps import Local, Newton, Step
 from obsprune.errors import InputError, nearest
 from obsprune.solvers import build, options
 from obsprune.solvers.base import AnySolver
@@ -53,6 +56,23 @@ class EnginePart:
 
 
 @dataclass(frozen=True)
+class RoundsPart:
+    """What a round after the first does, where `iters` is more than 1.
+
+    tune: fine-tuning before the projection: `masked` (zeros stay), `free` (every weight may come back), or `none`;
+    steps: its optimizer steps, at most one a sequence; step: `newton`, `local`, or `none` (projection alone);
+    damping: λ of the Newton step as a share of the mean diagonal; memory: where all that a round keeps lives: `auto`,
+    `device`, `host`, `disk`.
+    """
+
+    tune: str = "masked"
+    steps: int = 32
+    step: str = "newton"
+    damping: float = 0.01
+    memory: str = "auto"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the result. `solver` is a name and its options (obsprune.solvers.options)."""
 
@@ -62,6 +82,7 @@ class Recipe:
     pattern: str | None = None
     sparsity: float | None = None
     iters: int = 1
+    rounds: RoundsPart = RoundsPart()
     skip: list[str] = field(default_factory=list)
     evaluation: list[str] = field(default_factory=list)
     engine: EnginePart = EnginePart()
@@ -75,6 +96,14 @@ class Recipe:
         """The solver with its options."""
         given = dict(self.solver)
         return build(given.pop("name"), given)
+
+    def make_step(self) -> Step:
+        """The step of a round."""
+        return STEPS[self.rounds.step](self.rounds)
+
+    def make_tuning(self) -> Tuning | None:
+        """The fine-tuning pass of a round."""
+        return Tuning(self.rounds.steps, self.rounds.tune == "masked") if self.rounds.tune != "none" else None
 
     def make_pattern(self) -> Pattern:
         """The pattern every matrix must meet."""
@@ -91,9 +120,16 @@ class Recipe:
         assert self.sparsity is not None
         percent = f"{100 * self.sparsity:.4g}"
         what = {"unstructured": percent, "row": f"row-{percent}"}.get(self.pattern, self.pattern.replace(":", "of"))
-        return f"{self.solver['name']}-{what}"
+        rounds = f"-iters{self.iters}" if self.iters > 1 else ""
+        return f"{self.solver['name']}-{what}{rounds}"
 
 
+TUNES = ("masked", "free", "none")
+STEPS: dict[str, Callable[[RoundsPart], Step]] = {
+    "newton": lambda part: Newton(part.damping),
+    "local": lambda part: Local(),
+    "none": lambda part: Newton(part.damping, moves=False),
+}
 SHARES: dict[str, type[Unstructured] | type[PerRow]] = {"unstructured": Unstructured, "row": PerRow}
 DEFAULT_SPARSITY = 0.5
 DEFAULT_DATASET = "c4"
@@ -160,6 +196,7 @@ def make_recipe(*trees: Mapping[str, Any]) -> Recipe:
 def _resolve(recipe: Recipe) -> Recipe:
     """Fills in what depends on something else, and refuses what cannot be."""
     _check_numbers(recipe)
+    _check_rounds(recipe.rounds)
     for expression in [*recipe.skip, recipe.model.blocks or ""]:
         _check_expression(expression)
     solver = _solver_options(recipe.solver)
@@ -168,11 +205,9 @@ def _resolve(recipe: Recipe) -> Recipe:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    if recipe.iters != 1:
-        raise InputError(
-            f"--iters {recipe.iters}: only one shot (--iters 1) works yet; I-OBS rounds are not in this version"
-        )
     for name, value, least in (
+        ("--iters", recipe.iters, 1),
+        ("rounds.steps", recipe.rounds.steps, 1),
         ("--nsamples", recipe.data.nsamples, 1),
         ("--seqlen", recipe.data.seqlen, 2),
         ("data.heldout", recipe.data.heldout, 0),
@@ -183,6 +218,18 @@ def _check_numbers(recipe: Recipe) -> None:
     size = recipe.engine.batch_size
     if size != "auto" and not (isinstance(size, int) and size > 0):
         raise InputError(f"--batch-size {size}: a positive number or 'auto' is expected")
+
+
+def _check_rounds(part: RoundsPart) -> None:
+    for name, value, known in (
+        ("tune", part.tune, TUNES),
+        ("step", part.step, STEPS),
+        ("memory", part.memory, MEMORIES),
+    ):
+        if value not in known:
+            raise InputError(f"rounds.{name} is '{value}'; {nearest(value, known)}")
+    if not 0 <= part.damping < math.inf:
+        raise InputError(f"rounds.damping is {part.damping!r}; a number from 0 up is expected")
 
 
 def _sparsity(pattern: str, given: float | None) -> float:

@@ -100,6 +100,10 @@ class Watch:
         """A line that stays."""
         self._line(f"note: {text}", always=True)
 
+    def line(self, text: str) -> None:
+        """A line that stays, as it is."""
+        self._line(text, always=True)
+
     def _eta(self) -> str:
         left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
         return f"  ETA {left:.0f} s" if left >= 1 and not self.live else ""

@@ -30,7 +30,7 @@ Pattern = Annotated[
     ),
 ]
 Solver = Annotated[str | None, Option(help="magnitude, wanda or sparsegpt. [default: sparsegpt]")]
-Iters = Annotated[int | None, Option(help="Rounds; only 1 (one shot) in this version. [default: 1]")]
+Iters = Annotated[int | None, Option(help="Rounds of I-OBS, each on new sequences; 1 is one shot. [default: 1]")]
 Skip = Annotated[list[str] | None, Option(metavar="REGEX", help="Matrices whose name matches stay dense. Repeatable.")]
 Config = Annotated[Path | None, Option(help="A recipe (YAML); flags override it.")]
 Set = Annotated[
@@ -38,7 +38,7 @@ Set = Annotated[
     Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any other setting: solver.damping=0.02, solver.refit=10, engine.true_sequential=true. Repeatable.",
+        help="Any other setting: solver.damping=0.02, solver.refit=10, rounds.tune=none. Repeatable.",
     ),
 ]
 

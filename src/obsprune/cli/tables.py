@@ -52,15 +52,30 @@ def prune_tables(report: dict[str, Any]) -> list[Table]:
         dense, pruned = pair["dense"], pair["pruned"]
         _row(scores, short(task), f"{dense['perplexity']:.3f}", f"{pruned['perplexity']:.3f}", f"{pair['ratio']:.3f}",
              f"{dense['sequences']} x {dense['seqlen']}")  # fmt: skip
+    rounds = _table("rounds, on held-out text", ["round", "KL", "perplexity", "step", "rate", "moved", "time"])
+    for entry in report["rounds"]:
+        further = entry["round"] > 1
+        _row(rounds, f"{entry['round']}{' *' if entry['best'] else ''}", f"{entry['heldout_kl']:.4f}",
+             f"{entry['perplexity']:.3f}", f"{entry['step']:.2g}" if further else "",
+             f"{entry['rate']:.2g}" if entry.get("rate") else "", f"{entry['moved']:.2%}" if further else "",
+             seconds(entry["seconds"]))  # fmt: skip
     facts = _table("result", ["", ""], left=2)
     sparsity, memory = report["sparsity"], report["peak_memory_bytes"]
     _row(facts, "sparsity", f"asked {sparsity['asked']:.4f} ({sparsity['pattern']}), reached {sparsity['reached']:.4f} "
          f"of {sparsity['weights']:,} weights in {len(report['matrices'])} matrices")  # fmt: skip
-    _row(facts, "time", f"{seconds(report['seconds']['total'])} (pruning {seconds(report['seconds']['pruning'])})")
+    spent = report["seconds"]
+    further = f", further rounds {seconds(spent['rounds'])}" if report["rounds"] else ""
+    _row(facts, "time", f"{seconds(spent['total'])} (pruning {seconds(spent['pruning'])}{further})")
+    if report["rounds"]:
+        _row(
+            facts,
+            "sequences",
+            f"{report['data']['rounds']['sequences_seen']} different ones in all rounds; * best round",
+        )
     _row(facts, "peak memory", ", ".join(f"{value / 1e9:.2f} GB {where}" for where, value in memory.items()))
     for warning in report["warnings"]:
         _row(facts, "note", warning)
-    return [scores, facts] if report["evaluation"] else [facts]
+    return [*([rounds] if report["rounds"] else []), *([scores] if report["evaluation"] else []), facts]
 
 
 def dry_run_tables(plan: Any) -> list[Table]:

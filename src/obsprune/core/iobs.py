@@ -1,8 +1,10 @@
 """The steps of iterative Optimal Brain Surgeon (Wu et al., NeurIPS 2024, arXiv 2408.17163) and of its relatives.
 
-Each takes the current point (a vector), its gradient and what it needs of the curvature, and gives the next point, of
-k non-zeros. Dense linear algebra of the size of the vector: for single layers, small nets and studies.
-Legend: w_D the point, g_D the gradient, H_DD the Hessian (positive definite), keep_D True = survives, k survivors.
+`natural_direction` is the step of the rounds on whole models (engine/rounds.py). The others take the current point (a
+vector), its gradient and what they need of the curvature, and give the next point, of k non-zeros: dense linear algebra
+of the size of the vector, for single layers, small nets and studies.
+Legend: w_D the point, g_D the gradient, H_DD the Hessian (positive definite), keep_D True = survives, k survivors;
+g_RC the gradient of a matrix, U_CC upper triangular with (H + λI)⁻¹ = UᵀU.
 """
 
 from __future__ import annotations
@@ -13,6 +15,14 @@ import torch
 from torch import Tensor
 
 from obsprune.core.patterns import prune_lowest
+
+
+def natural_direction(g_RC: Tensor, U_CC: Tensor) -> Tensor:
+    """g (H + λI)⁻¹: the gradient in the metric of the layer's inputs (a natural gradient with the input curvature).
+
+    With g and H both sums over the same tokens the token count cancels: it is the direction of the two means.
+    """
+    return (g_RC @ U_CC.T) @ U_CC
 
 
 def top_k(w_D: Tensor, k: int) -> Tensor:

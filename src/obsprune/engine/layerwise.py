@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from obsprune.engine.rundir import RunDir
 from obsprune.errors import InputError
 from obsprune.models.blocks import Block
 from obsprune.models.load import Model
-from obsprune.models.matrices import Matrix, observed
+from obsprune.models.matrices import Matrix, Sink, observed
 from obsprune.models.walk import Stop, Walk
 from obsprune.progress import Progress
-from obsprune.solvers.base import AnySolver
+from obsprune.solvers.base import AnySolver, Solution
 
 Identity = tuple[Any, ...]
 
@@ -98,7 +99,11 @@ def shared_inputs(stop: Stop, matrices: list[Matrix]) -> list[list[Matrix]]:
 
     Raises InputError for a matrix that the block never calls.
     """
-    calls = _calls(stop, stop.keys[0], matrices, lambda matrix, x: None)
+    return grouped(calls_of(lambda: stop.run(stop.keys[0]), matrices, lambda matrix, x: None), matrices)
+
+
+def grouped(calls: Mapping[Matrix, list[Identity]], matrices: list[Matrix]) -> list[list[Matrix]]:
+    """The matrices that were given the very same tensors, together. Raises InputError for one that was given none."""
     silent = [matrix.name for matrix in matrices if matrix not in calls]
     if silent:
         raise InputError(f"{silent[0]} saw no calibration token; leave it dense with --skip '{silent[0]}'")
@@ -108,18 +113,18 @@ def shared_inputs(stop: Stop, matrices: list[Matrix]) -> list[list[Matrix]]:
     return list(groups.values())
 
 
-def _calls(stop: Stop, key: int, matrices: list[Matrix], sink: Any) -> dict[Matrix, list[Identity]]:
-    """Runs the block on one batch; tells which tensors entered which matrix, in call order; shows each to `sink`."""
+def calls_of(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) -> dict[Matrix, list[Identity]]:
+    """Lets `run` run a block; tells which tensors entered which matrix, in call order; shows each to `sink`."""
     calls: dict[Matrix, list[Identity]] = {}
     alive: list[Tensor] = []  # a freed tensor's address is used again at once
 
     def see(matrix: Matrix, x: Tensor) -> None:
         alive.append(x)
         calls.setdefault(matrix, []).append(identity(x))
-        sink(matrix, x)
+        sink(matrix, x.detach())
 
     with observed(matrices, see):
-        stop.run(key)
+        run()
     return calls
 
 
@@ -142,36 +147,54 @@ def _measure_together(stop: Stop, groups: list[list[Matrix]]) -> list[Gram] | No
             grams[matrix].add(matrix.tokens(x))
 
     for key in stop.keys:
-        calls = _calls(stop, key, [matrix for group in groups for matrix in group], add)
+        calls = calls_of(partial(stop.run, key), [matrix for group in groups for matrix in group], add)
         if any(calls.get(matrix) != calls.get(group[0]) for group in groups for matrix in group):
             return None
     return list(grams.values())
 
 
 def solve_group(
-    gram: Gram, group: list[Matrix], solver: AnySolver, patterns: Mapping[str, Pattern]
+    gram: Gram,
+    group: list[Matrix],
+    solver: AnySolver,
+    patterns: Mapping[str, Pattern],
+    point: Callable[[Matrix, Tensor], Tensor] = lambda matrix, dense: dense,
 ) -> Iterator[Pruned]:
-    """Prunes the matrices that share one Gram, in place. Raises InputError when their inputs were not finite."""
-    if not bool(torch.isfinite(gram.H_CC).all()):
-        raise InputError(f"the inputs of {gram.name} are not finite; compute in a wider type (--dtype float32)")
+    """Prunes the matrices that share one Gram, in place. Raises InputError when their inputs were not finite.
+
+    point(matrix, its weight): what is projected, when it is not the weight itself.
+    """
+    require_finite(gram)
     start = time.perf_counter()
     state = solver.prepare(gram)
     for matrix in group:
         weight = matrix.read()
-        solution = solver.solve(weight, state, patterns[matrix.name])
-        matrix.write(solution.weight)
-        zeros = int((solution.weight == 0).sum())
-        energy = layer_loss(weight, gram.H_CC)
+        solution = solver.solve(point(matrix, weight), state, patterns[matrix.name])
         end = time.perf_counter()
-        yield Pruned(
-            name=matrix.name,
-            shape=matrix.shape,
-            zeros=zeros,
-            sparsity=zeros / weight.numel(),
-            loss=solution.loss,
-            error=solution.loss / energy if energy else 0.0,
-            damping=solution.damping,
-            tokens=gram.count,
-            seconds=end - start,
-        )
+        result = outcome(matrix, weight, solution, gram, end - start)  # before `weight`, perhaps a view, is overwritten
+        matrix.write(solution.weight)
+        yield result
         start = end
+
+
+def require_finite(gram: Gram) -> None:
+    """Raises InputError when infinity or NaN was summed."""
+    if not bool(torch.isfinite(gram.H_CC).all()):
+        raise InputError(f"the inputs of {gram.name} are not finite; compute in a wider type (--dtype float32)")
+
+
+def outcome(matrix: Matrix, dense: Tensor, solution: Solution, gram: Gram, seconds: float) -> Pruned:
+    """What the answer is worth beside the dense weight."""
+    zeros, energy = int((solution.weight == 0).sum()), layer_loss(dense, gram.H_CC)
+    loss = layer_loss(dense.to(gram.H_CC.dtype) - solution.weight.to(gram.H_CC.dtype), gram.H_CC)
+    return Pruned(
+        name=matrix.name,
+        shape=matrix.shape,
+        zeros=zeros,
+        sparsity=zeros / dense.numel(),
+        loss=loss,
+        error=loss / energy if energy else 0.0,
+        damping=solution.damping,
+        tokens=gram.count,
+        seconds=seconds,
+    )

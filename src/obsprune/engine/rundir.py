@@ -1,7 +1,8 @@
 """The directory of one run: recipe, journal, finished shards. It is the truth about what is done, then the result.
 
 Files: recipe.yaml (what was asked), progress.jsonl (the journal, one line an event), model-*.safetensors (a shard a
-block, the first one for everything outside the blocks); config.json comes last, so nothing unfinished can be loaded.
+block, the first one for everything outside the blocks), rounds/ (the weights of rounds, while they are under way);
+config.json comes last, so nothing unfinished can be loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from obsprune.errors import InputError, OutputError
 from obsprune.models.checkpoint import Checkpoint, copy_side_files, write_index, write_shard, write_text
 
-RECIPE, JOURNAL, REPORT = "recipe.yaml", "progress.jsonl", "report.json"
+RECIPE, JOURNAL, REPORT, ROUNDS = "recipe.yaml", "progress.jsonl", "report.json", "rounds"
 Event = dict[str, Any]
 
 
@@ -89,8 +90,8 @@ class RunDir:
                 "make room or choose another -o"
             )
 
-    def record(self, kind: str, **payload: Any) -> None:
-        """Adds one line to the journal and sees it to the disk."""
+    def record(self, kind: str, **payload: Any) -> Event:
+        """Adds one line to the journal and sees it to the disk; returns it as it will be read."""
         event = {"kind": kind, **payload}
         try:
             with (self.path / JOURNAL).open("a", encoding="utf-8") as file:
@@ -102,6 +103,7 @@ class RunDir:
                 f"cannot write {self.path / JOURNAL}: {error.strerror}; make room, then repeat the command"
             ) from error
         self.events.append(json.loads(json.dumps(event)))
+        return self.events[-1]
 
     def recorded(self, kind: str, **match: Any) -> Event | None:
         """The last event of this kind whose fields equal `match`."""
@@ -120,6 +122,15 @@ class RunDir:
         path = self.path / self._shards[block]
         return path if self.recorded("block", name=block) and path.is_file() else None
 
+    def iterate(self, number: int) -> Path:
+        """Where the weights of a round after the first lie until the run is finished."""
+        return self.path / ROUNDS / str(number)
+
+    @property
+    def scratch(self) -> Path:
+        """For files that need not outlive the process."""
+        return self.path / ROUNDS / "scratch"
+
     def summary(self, block: str) -> str:
         """One line about a finished block."""
         event = self.recorded("block", name=block)
@@ -135,6 +146,7 @@ class RunDir:
         write_shard(self.path / self._shards[""], checkpoint.read(rest))
         write_index(self.path)
         copy_side_files(checkpoint.directory, self.path)
+        shutil.rmtree(self.path / ROUNDS, ignore_errors=True)
 
     def abandon(self) -> None:
         """Removes the directory when nothing was committed to it."""

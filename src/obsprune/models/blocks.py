@@ -40,6 +40,13 @@ class Block:
                 for name, parameter in module.named_parameters(recurse=False):
                     setattr(module, name, _without_storage(parameter))
 
+    def weights(self, shard: Path | None = None) -> dict[str, Tensor]:
+        """{matrix's name: weight [R, C] as stored}, on the CPU: the checkpoint's, or those of `shard`."""
+        turns = {matrix.parameter: matrix for matrix in self.matrices}
+        keys = {key: turns[full] for key, name in self.keys.items() if (full := f"{self.name}.{name}") in turns}
+        tensors = read_tensors(shard, keys) if shard else self.checkpoint.read(keys)
+        return {matrix.name: matrix.turn(tensors[key]).contiguous() for key, matrix in keys.items()}
+
     def tensors(self, changed: set[str]) -> dict[str, Tensor]:
         """The block as a shard has it: parameters in `changed` (full names) from the module, the rest as stored."""
         tensors = self.checkpoint.read(self.keys)

@@ -147,6 +147,14 @@ def write_atomic(path: Path, write: Any) -> None:
         ) from error
 
 
+def write_scratch(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One safetensors file that need not outlive the process. Raises OutputError."""
+    try:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}; make room, then repeat the command to go on") from error
+
+
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """One safetensors file, atomically. One metadata entry only: several would come in random order."""
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}

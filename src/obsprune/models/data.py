@@ -25,10 +25,14 @@ C4 = {"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.0
 
 @dataclass(frozen=True)
 class Draw:
-    """Calibration and held-out rows of token ids [n, seqlen], disjoint, with what a report says about them."""
+    """Calibration and held-out rows of token ids [n, seqlen], disjoint, with what a report says about them.
+
+    further: the rows of the second and every later round, as many each as `calibration`.
+    """
 
     calibration: Tensor
     heldout: Tensor
+    further: list[Tensor]
     facts: dict[str, Any]
 
 
@@ -38,8 +42,13 @@ class Corpus(ABC):
     source: str
 
     @abstractmethod
-    def rows(self, tokenizer: Callable[[], Any], seqlen: int, needed: int, generator: torch.Generator) -> Tensor:
-        """At least `needed` rows [n, seqlen] in random order, or all there are."""
+    def rows(
+        self, tokenizer: Callable[[], Any], seqlen: int, needed: int, generator: torch.Generator, more: int = 0
+    ) -> Tensor:
+        """At least `needed` rows [n, seqlen] in random order, or all there are; then `more` others, if there are.
+
+        The first `needed` rows do not depend on `more`.
+        """
 
     @abstractmethod
     def every_row(self, tokenizer: Callable[[], Any], seqlen: int) -> tuple[Tensor, str]:
@@ -54,12 +63,18 @@ class Documents(Corpus):
     source: str
     texts: Sequence[str]
 
-    def rows(self, tokenizer: Callable[[], Any], seqlen: int, needed: int, generator: torch.Generator) -> Tensor:
+    def rows(
+        self, tokenizer: Callable[[], Any], seqlen: int, needed: int, generator: torch.Generator, more: int = 0
+    ) -> Tensor:
         """Documents in random order until there are enough tokens, cut into rows, the rows in random order."""
         order = torch.randperm(len(self.texts), generator=generator).tolist()
-        ids = tokenise(tokenizer(), (self.texts[index] for index in order), needed * seqlen)
-        rows = cut(ids, seqlen)
-        return rows[torch.randperm(len(rows), generator=generator)]
+        first = cut(tokenise(tokenizer(), (self.texts[index] for index in order), needed * seqlen), seqlen)
+        rows = first[torch.randperm(len(first), generator=generator)]
+        if not more:
+            return rows
+        stream = tokenise(tokenizer(), (self.texts[index] for index in order), (needed + more) * seqlen)
+        others = cut(stream, seqlen)[len(first) :]
+        return torch.cat([rows, others[torch.randperm(len(others), generator=generator)]])
 
     def every_row(self, tokenizer: Callable[[], Any], seqlen: int) -> tuple[Tensor, str]:
         joined = "one document" if len(self.texts) == 1 else f"{len(self.texts)} documents, each tokenised by itself"
@@ -74,7 +89,9 @@ class TokenRows(Corpus):
     source: str
     ids: Tensor
 
-    def rows(self, tokenizer: Callable[[], Any], seqlen: int, needed: int, generator: torch.Generator) -> Tensor:
+    def rows(
+        self, tokenizer: Callable[[], Any], seqlen: int, needed: int, generator: torch.Generator, more: int = 0
+    ) -> Tensor:
         return self.ids[torch.randperm(len(self.ids), generator=generator), :seqlen]
 
     def every_row(self, tokenizer: Callable[[], Any], seqlen: int) -> tuple[Tensor, str]:
@@ -215,15 +232,23 @@ NAMED: dict[str, Callable[[str], Sequence[str]]] = {"wikitext2": _wikitext2, "c4
 
 
 def draw(
-    corpus: Corpus, tokenizer: Callable[[], Any], vocabulary: int, seqlen: int, nsamples: int, heldout: int, seed: int
+    corpus: Corpus,
+    tokenizer: Callable[[], Any],
+    vocabulary: int,
+    seqlen: int,
+    nsamples: int,
+    heldout: int,
+    seed: int,
+    rounds: int = 1,
 ) -> Draw:
-    """`nsamples` calibration rows and up to `heldout` others, drawn with the seed.
+    """`nsamples` calibration rows and up to `heldout` others, drawn with the seed; as many again a further round.
 
-    Held-out rows are what remains when there are too few for both. Raises InputError when calibration itself is short,
-    or when an id is outside the vocabulary.
+    Held-out rows are what remains when there are too few for both; they are in no round. Rounds get rows that no round
+    before them had, and when those run out, reshuffled ones. Raises InputError when calibration itself is short, or
+    when an id is outside the vocabulary.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = corpus.rows(tokenizer, seqlen, nsamples + heldout, generator)
+    rows = corpus.rows(tokenizer, seqlen, nsamples + heldout, generator, (rounds - 1) * nsamples)
     if len(rows) < nsamples:
         raise InputError(
             f"{corpus.source} gives {len(rows)} sequences of {seqlen} tokens and {nsamples} are asked for; "
@@ -231,7 +256,10 @@ def draw(
         )
     check_vocabulary(rows, vocabulary, corpus.source)
     calibration, held = rows[:nsamples], rows[nsamples : nsamples + heldout]
-    facts = {
+    pool = torch.cat([calibration, rows[nsamples + heldout :]])
+    chosen = _further(len(pool), nsamples, rounds, generator)
+    further = [pool[indices] for indices in chosen[1:]]
+    facts: dict[str, Any] = {
         "dataset": corpus.source,
         "sequences": len(calibration),
         "seqlen": calibration.shape[1],
@@ -240,7 +268,20 @@ def draw(
         "sha256": content_hash(calibration),
         "heldout_sha256": content_hash(held),
     }
-    return Draw(calibration, held, facts)
+    if further:
+        facts["rounds"] = {
+            "sequences_seen": len(set(torch.cat(chosen).tolist())),
+            "fresh": [number * nsamples + nsamples <= len(pool) for number in range(rounds)],
+            "sha256": [content_hash(part) for part in further],
+        }
+    return Draw(calibration, held, further, facts)
+
+
+def _further(count: int, nsamples: int, rounds: int, generator: torch.Generator) -> list[Tensor]:
+    """Which of `count` rows each round gets, the first too: the next ones, and reshuffled ones when none are left."""
+    order = torch.arange(count)
+    parts = [order[number * nsamples : (number + 1) * nsamples] for number in range(rounds)]
+    return [part if len(part) == nsamples else torch.randperm(count, generator=generator)[:nsamples] for part in parts]
 
 
 def check_vocabulary(rows: Tensor, vocabulary: int, source: str) -> None:

@@ -69,6 +69,14 @@ class Model:
         length = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return int(length) if length else None
 
+    @property
+    def head(self) -> nn.Module:
+        """The output head: final hidden states in, logits out. Raises InputError when the model has none of its own."""
+        head = self.network.get_output_embeddings()  # type: ignore[operator]
+        if not isinstance(head, nn.Module):
+            raise InputError(f"a {self.config.model_type} model has no output head of its own; only --iters 1 works")
+        return head
+
     @cached_property
     def tokenizer(self) -> Any:
         """Raises InputError when the directory has none."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
+from obsprune.errors import InputError
+
 Sink = Callable[["Matrix", Tensor], None]
 """Called before the layer runs, with the tensor that enters it (valid until the layer's block is done)."""
 
@@ -41,17 +43,30 @@ class Matrix(ABC):
         return self.weight.device
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(R outputs, C inputs)."""
+        rows, columns = self.turn(self.weight).shape
+        return rows, columns
 
-    @abstractmethod
     def read(self) -> Tensor:
         """The weight [R, C] in the stored dtype."""
+        return self.turn(self.weight).contiguous().to(self.stored)
 
-    @abstractmethod
     def write(self, weight_RC: Tensor) -> None:
         """Puts a weight [R, C] into the layer, in the layer's compute dtype."""
+        self.weight.copy_(self.turn(weight_RC))
+
+    def take_gradient(self) -> Tensor:
+        """The gradient [R, C] that backward has left in the layer, in float32; it is gone from there afterwards."""
+        parameter = self.module.get_parameter("weight")
+        if parameter.grad is None:
+            raise InputError(f"no gradient reaches {self.name}; leave it dense with --skip '{self.name}'")
+        gradient, parameter.grad = parameter.grad, None
+        return self.turn(gradient).float()
+
+    @abstractmethod
+    def turn(self, weight: Tensor) -> Tensor:
+        """From the layer's layout to [R, C]; the same way leads back."""
 
     @abstractmethod
     def tokens(self, inputs: Tensor) -> Tensor:
@@ -75,16 +90,8 @@ class Matrix(ABC):
 class LinearMatrix(Matrix):
     """nn.Linear: weight [out, in], as it is."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.weight.shape
-        return rows, columns
-
-    def read(self) -> Tensor:
-        return self.weight.to(self.stored)
-
-    def write(self, weight_RC: Tensor) -> None:
-        self.weight.copy_(weight_RC)
+    def turn(self, weight: Tensor) -> Tensor:
+        return weight
 
     def tokens(self, inputs: Tensor) -> Tensor:
         return inputs.reshape(-1, inputs.shape[-1])
@@ -94,16 +101,8 @@ class LinearMatrix(Matrix):
 class Conv1DMatrix(Matrix):
     """GPT-2's Conv1D: a linear layer that stores its weight as [in, out]."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        columns, rows = self.weight.shape
-        return rows, columns
-
-    def read(self) -> Tensor:
-        return self.weight.T.contiguous().to(self.stored)
-
-    def write(self, weight_RC: Tensor) -> None:
-        self.weight.copy_(weight_RC.T)
+    def turn(self, weight: Tensor) -> Tensor:
+        return weight.T
 
     def tokens(self, inputs: Tensor) -> Tensor:
         return inputs.reshape(-1, inputs.shape[-1])
@@ -131,6 +130,20 @@ def fused_experts(block: nn.Module) -> list[str]:
         for own, parameter in module.named_parameters(recurse=False)
         if sum(size > 1 for size in parameter.shape) >= 3
     ]
+
+
+@contextmanager
+def differentiated(matrices: list[Matrix]) -> Iterator[None]:
+    """While open, backward leaves gradients in these layers."""
+    parameters = [matrix.module.get_parameter("weight") for matrix in matrices]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
 
 
 @contextmanager

@@ -40,11 +40,11 @@ def _floor(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 @contextmanager
-def _no_grad_and_back() -> Iterator[None]:
+def _grad_mode(record: bool) -> Iterator[None]:
     """Grad mode belongs to the thread, not to the greenlet: put back whatever the model's own code does to it."""
     was = torch.is_grad_enabled()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(record):
             yield
     finally:
         torch.set_grad_enabled(was)
@@ -54,18 +54,19 @@ def _no_grad_and_back() -> Iterator[None]:
 class _Driver(greenlet):  # type: ignore[misc]  # greenlet ships no types
     """One batch on its way through the model. Only drivers sleep at a block: the engine may run blocks itself."""
 
-    def __init__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    def __init__(self, network: nn.Module, batch: Mapping[str, Tensor], record: bool) -> None:
         super().__init__(_floor(lambda: network(**batch)))
+        self.record = record
 
     def resume(self, *value: Any) -> Any:
         """Goes on to the next block (returns its Call) or to the end (returns the model's output)."""
-        with _no_grad_and_back():
+        with _grad_mode(self.record):
             return self.switch(*value)
 
     def end(self) -> None:
         """Wakes a sleeper for the last time: the model's own cleanup runs, and nothing else."""
         if self and not self.dead:
-            with _no_grad_and_back():
+            with _grad_mode(False):
                 self.throw(GreenletExit)
 
 
@@ -101,10 +102,14 @@ class Stop:
         with torch.no_grad():
             return self._walk.forwards[block](*args, **kwargs)
 
+    def call(self, key: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments (args, kwargs) one batch brings to the block."""
+        return self._walk.calls[key][1:]
+
     def leave(self, key: int, output: Any) -> None:
         """Sends one batch on with `output`; its arguments are forgotten first: one copy of activations suffices."""
         del self._walk.calls[key]
-        self._walk.arrive(key, self._walk.drivers[key].resume(output))
+        self._walk.resume(key, output)
 
     def hand_on(self) -> None:
         """Runs the block once more on every batch and sends all of them on, one at a time."""
@@ -117,7 +122,8 @@ class Walk:
     """A context manager and an iterator of Stops.
 
     network: the model; blocks: the modules to stop at, in the order of the forward; batches: keyword arguments of the
-    model; finish(key, output): called with the model's own output when a batch has gone all the way.
+    model; finish(key, output): called with the model's own output when a batch has gone all the way; record: what the
+    model does between its blocks is recorded for autograd (the blocks themselves never are: `Stop.run`).
     Raises WalkMismatch when batches take different ways or a block comes twice.
     """
 
@@ -127,9 +133,11 @@ class Walk:
         blocks: Sequence[nn.Module],
         batches: Sequence[Mapping[str, Tensor]],
         finish: Callable[[int, Any], None] = lambda key, output: None,
+        record: bool = False,
     ) -> None:
         self.network, self.blocks, self.finish = network, list(blocks), finish
-        self.drivers = {key: _Driver(network, batch) for key, batch in enumerate(batches)}
+        self.drivers = {key: _Driver(network, batch, record) for key, batch in enumerate(batches)}
+        self.running: int | None = None
         self.calls: dict[int, Call] = {}
         self.forwards: dict[nn.Module, Callable[..., Any]] = {}
 
@@ -150,8 +158,8 @@ class Walk:
                 ending.callback(driver.end)
 
     def __iter__(self) -> Iterator[Stop]:
-        for key, driver in self.drivers.items():
-            self.arrive(key, driver.resume())
+        for key in self.drivers:
+            self.resume(key)
         visited: set[nn.Module] = set()
         while self.calls:
             block = self._meeting_place()
@@ -165,8 +173,11 @@ class Walk:
             if block not in visited:
                 raise WalkMismatch(f"{self._name(block)} is never run by the model's forward")
 
-    def arrive(self, key: int, at: Any) -> None:
-        """Notes where a batch has come to: the next block, or the end."""
+    def resume(self, key: int, *value: Any) -> None:
+        """Lets one batch run to the next block or to the end, and notes that; `running` is its key meanwhile."""
+        self.running = key
+        at = self.drivers[key].resume(*value)
+        self.running = None
         if self.drivers[key].dead:
             self.finish(key, at)
         else:

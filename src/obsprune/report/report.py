@@ -57,12 +57,14 @@ def build_report(
             "weights": total,
         },
         "evaluation": _scores(run),
+        "rounds": _rounds(run, data),
         "matrices": matrices,
         "skipped": model.skipped,
         "warnings": [*notices, *_rescues(matrices, recipe)],
         "seconds": {
             "total": seconds,
-            "pruning": sum(block["seconds"] for block in blocks),
+            "pruning": sum(event["seconds"] for event in run.events if event["kind"] == "block"),
+            "rounds": sum(event["seconds"] for event in run.events if event["kind"] == "round" and event["round"] > 1),
             "evaluation": sum(event["seconds"] for event in run.events if event["kind"] == "score"),
         },
         "peak_memory_bytes": peak_memory(),
@@ -85,6 +87,18 @@ def _scores(run: RunDir) -> Report:
     for pair in scores.values():
         pair["ratio"] = pair["pruned"]["perplexity"] / pair["dense"]["perplexity"]
     return scores
+
+
+def _rounds(run: RunDir, data: Report) -> list[Report]:
+    """One entry a round: held-out divergence and perplexity, step, rate, share of the mask that moved, seconds."""
+    rounds = [
+        {key: value for key, value in event.items() if key not in ("kind", "matrices")}
+        for event in run.events
+        if event["kind"] == "round"
+    ]
+    best = max((entry["round"] for entry in rounds if entry["kept"]), default=None)
+    fresh = data.get("rounds", {}).get("fresh", [])
+    return [entry | {"best": entry["round"] == best, "fresh": fresh[entry["round"] - 1]} for entry in rounds]
 
 
 def _rescues(matrices: list[Report], recipe: Report) -> list[str]:

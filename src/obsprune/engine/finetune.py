@@ -1,0 +1,77 @@
+"""Fine-tuning between two projections: Adam on KL(dense ‖ pruned) over the prunable weights alone, float32 masters.
+
+With the mask kept, pruned weights stay zero and the survivors move. Without it (the second form of I-OBS, Wu et al.
+2024, appendix on large models) every weight may come back, and the projection that follows decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+
+from obsprune.core.optimizers import Adam, cosine
+from obsprune.engine.gradients import Sums, gradients
+from obsprune.engine.place import Source, Store, copied
+from obsprune.engine.teacher import Lesson
+from obsprune.models.blocks import Block
+
+RATES = [1e-5 * 10 ** (power / 2) for power in range(9)]
+"""Learning rates tried at first, ascending until the held-out divergence rises."""
+DECAY = 0.75
+"""The rate of a round as a share of the round before it."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One pass: `steps` optimizer steps over a lesson, the rate falling to zero by a cosine; masked: zeros stay."""
+
+    steps: int
+    masked: bool
+
+    def shares(self, lesson: Lesson) -> list[range]:
+        """The batches of each step, in order; at least one a step."""
+        count = len(lesson.batches)
+        steps = min(self.steps, count)
+        edges = [round(count * step / steps) for step in range(steps + 1)]
+        return [range(a, b) for a, b in pairwise(edges)]
+
+    def run(
+        self, weights: Source, lesson: Lesson, shares: Sequence[Sequence[int]], rate: float, step: Callable[[], None]
+    ) -> Store:
+        """The weights after the pass, in a new store; `step` is called after each optimizer step."""
+        place = lesson.place
+        masters = copied(weights, place, "masters")
+        state = place.store("adam")
+        for number, keys in enumerate(shares, 1):
+            now = rate * cosine((number - 1) / len(shares))
+            gradients(lesson, keys, masters, lambda block: Sums(), partial(self._update, masters, state, number, now))
+            step()
+        return masters
+
+    def _update(self, masters: Store, state: Store, number: int, rate: float, block: Block, sums: Sums) -> None:
+        weights = masters.get(block)
+        moments = state.get(block) if number > 1 else {}
+        for name, W in weights.items():
+            gradient, keep = sums.gradients[name], W != 0
+            m = moments.setdefault(f"m {name}", torch.zeros_like(W))
+            v = moments.setdefault(f"v {name}", torch.zeros_like(W))
+            Adam().step(W, gradient * keep if self.masked else gradient, m, v, rate, number)
+            if self.masked:
+                W.mul_(keep)
+        masters.put(block, weights)
+        state.put(block, moments)
+
+
+def search(rates: Sequence[float], divergence: Callable[[float], float]) -> tuple[float, float]:
+    """(the best rate, its divergence) of ascending rates; stops at the first rise."""
+    best = (rates[0], divergence(rates[0]))
+    for rate in rates[1:]:
+        value = divergence(rate)
+        if not value < best[1]:
+            break
+        best = (rate, value)
+    return best

@@ -1,0 +1,144 @@
+"""Gradients of KL(dense ‖ pruned) and Grams of all blocks at a sparse model, block after block from the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from obsprune.core.losses import divergence, log_probabilities
+from obsprune.core.statistics import Gram
+from obsprune.engine.layerwise import Identity, calls_of, grouped, identity
+from obsprune.engine.place import Source, Store, Tensors
+from obsprune.engine.teacher import Lesson
+from obsprune.errors import InputError, WalkMismatch
+from obsprune.models.backward import Visit, backward_of, reverse_walk
+from obsprune.models.blocks import Block
+from obsprune.models.matrices import Matrix, differentiated
+from obsprune.models.walk import Walk
+
+Run = Callable[[], None]
+
+
+@dataclass
+class Inputs:
+    """The Grams of one block's matrices, one for each distinct input, and who shares it."""
+
+    matrices: list[Matrix]
+    groups: list[list[Matrix]] = field(default_factory=list)
+    grams: dict[Matrix, Gram] = field(default_factory=dict)
+
+    def observe(self, run: Run) -> None:
+        """Adds what enters the matrices while `run` runs. Raises WalkMismatch when the sharing changes."""
+        leaders: dict[Identity, Matrix] = {}
+
+        def add(matrix: Matrix, x: Tensor) -> None:
+            if leaders.setdefault(identity(x), matrix) is matrix:
+                gram = self.grams.setdefault(matrix, Gram(matrix.shape[1], matrix.name, matrix.device))
+                with torch.no_grad():
+                    gram.add(matrix.tokens(x))
+
+        groups = grouped(calls_of(run, self.matrices, add), self.matrices)
+        self.groups = self.groups or groups
+        if groups != self.groups or {group[0] for group in groups} != set(self.grams):
+            raise WalkMismatch(
+                f"who shares the input of {groups[0][0].name} changes from batch to batch; use --iters 1"
+            )
+
+    def shared(self) -> list[tuple[Gram, list[Matrix]]]:
+        """Each Gram with the matrices it belongs to."""
+        return [(self.grams[group[0]], group) for group in self.groups]
+
+
+@dataclass
+class Sums:
+    """What one block has gathered: gradients [R, C] by matrix name, float32, summed over tokens; Grams where wanted."""
+
+    gradients: Tensors = field(default_factory=dict)
+    inputs: Inputs | None = None
+
+    def visit(self, block: Block, run: Run) -> None:
+        """Lets `run` take one batch through the block, forward and backward, and adds what comes out."""
+        if self.inputs:
+            self.inputs.observe(run)
+        else:
+            run()
+        for matrix in block.matrices:
+            gradient, name = matrix.take_gradient(), matrix.name
+            self.gradients[name] = self.gradients[name].add_(gradient) if name in self.gradients else gradient.clone()
+
+    def check(self) -> None:
+        """Raises InputError when a gradient is not finite."""
+        for name, gradient in self.gradients.items():
+            if not bool(gradient.isfinite().all()):
+                raise InputError(f"the gradient of {name} is not finite; compute in a wider type (--dtype float32)")
+
+
+def gradients(
+    lesson: Lesson,
+    keys: Sequence[int],
+    weights: Source,
+    begin: Callable[[Block], Sums],
+    done: Callable[[Block, Sums], None],
+) -> None:
+    """∂KL(dense ‖ pruned)/∂W for all prunable weights, pruned ones too, over some batches of a lesson.
+
+    begin(block): the sums to add to; done(block, sums): called from the last block to the first, while the block's
+    weights are on the device. Raises WalkMismatch, InputError.
+    """
+    place, network = lesson.place, lesson.place.model.network
+
+    def loss(key: int, output: Any) -> Tensor:
+        return divergence(*log_probabilities(output.logits).chunk(2))
+
+    @contextmanager
+    def backward_at(index: int) -> Iterator[Visit]:
+        with place.at(index, weights) as block, differentiated(block.matrices):
+            sums = begin(block)
+            yield partial(sums.visit, block)
+            sums.check()
+            done(block, sums)
+
+    chosen = [lesson.batches[key] for key in keys]
+    walk = Walk(network, [block.module for block in place.model.blocks], chosen, backward_of(loss), record=True)
+    with lesson.beside(walk, keys):
+        reverse_walk(walk, lambda index: place.at(index, weights), backward_at)
+
+
+def gradients_and_grams(lesson: Lesson, chunk: int, weights: Source, done: Callable[[Block, Sums], None]) -> None:
+    """`gradients` over all batches of a lesson, with the Grams; `chunk` batches at a time, which changes no bit.
+
+    Between two chunks a block's sums rest in a store of the place.
+    """
+    parked = lesson.place.store("sums")
+    inputs = {block.name: Inputs(block.matrices) for block in lesson.place.model.blocks}
+    count = len(lesson.batches)
+    for start in range(0, count, chunk):
+        keys = range(start, min(start + chunk, count))
+        begin = partial(_fresh, inputs) if start == 0 else partial(_unpark, parked, inputs)
+        gradients(lesson, keys, weights, begin, done if keys.stop == count else partial(_park, parked))
+
+
+def _fresh(inputs: dict[str, Inputs], block: Block) -> Sums:
+    return Sums({}, inputs[block.name])
+
+
+def _park(store: Store, block: Block, sums: Sums) -> None:
+    """Puts away all that is large."""
+    assert sums.inputs is not None
+    grams = {f"gram {matrix.name}": gram.H_CC for matrix, gram in sums.inputs.grams.items()}
+    for gram in sums.inputs.grams.values():
+        gram.H_CC = gram.H_CC.new_empty(0)
+    store.put(block, {**{f"gradient {name}": gradient for name, gradient in sums.gradients.items()}, **grams})
+
+
+def _unpark(store: Store, inputs: dict[str, Inputs], block: Block) -> Sums:
+    tensors = store.get(block)
+    for matrix, gram in inputs[block.name].grams.items():
+        gram.H_CC = tensors.pop(f"gram {matrix.name}")
+    return Sums({name.removeprefix("gradient "): tensor for name, tensor in tensors.items()}, inputs[block.name])

@@ -1,0 +1,184 @@
+"""I-OBS (Wu et al., NeurIPS 2024): rounds around any layer solver. One shot is the first; each further round takes new
+calibration sequences, moves all weights of the sparse model toward the dense model's outputs, pruned weights too, and
+projects them with the solver again, the mask free to change.
+
+A round: (1) a fine-tuning pass over its sequences (engine/finetune.py), if it helps; (2) from there a step and a
+projection for several step sizes (engine/steps.py); (3) the best of them by the divergence on held-out sequences, if it
+is better than the round before: else the rounds end there. What was measured: README, "Rounds".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from obsprune.engine.finetune import DECAY, RATES, Tuning, search
+from obsprune.engine.place import OnDisk, Place, Source, Store
+from obsprune.engine.rundir import Event, RunDir
+from obsprune.engine.steps import Candidate, Newton, Projection, Step
+from obsprune.engine.teacher import Lesson, Score, teach
+from obsprune.models.blocks import Block
+from obsprune.progress import Progress, Silent
+
+PROBE = 4
+"""A learning rate is tried on this part (1/PROBE) of a pass."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """All rounds after the first. tuning: None for none; batch_size: token rows of one forward."""
+
+    step: Step
+    tuning: Tuning | None
+    projection: Projection
+    place: Place
+    run: RunDir
+    progress: Progress
+    batch_size: int
+
+    def __call__(self, further: Sequence[Tensor], held: Tensor, seconds: float) -> None:
+        """Improves the one-shot result in `run` and commits the best iterate there.
+
+        further: the token rows of each round; held: the rows that judge; seconds: what one shot took. Rounds that the
+        run directory knows are not done again.
+        """
+        judge = teach(self.place, held, self.batch_size)
+        last = self.run.recorded("round") or self._first(judge, seconds)
+        for number, rows in enumerate(further, 2):
+            if last["round"] < number and last["kept"]:
+                self.progress.line(describe(last, len(further) + 1))
+                last = self._round(number, rows, judge, last)
+        self.progress.line(describe(last, len(further) + 1))
+        self._finish()
+
+    def _first(self, judge: Lesson, seconds: float) -> Event:
+        return self._record(1, judge.score(self._iterate(1)), seconds, kept=True)
+
+    def _record(self, number: int, score: Score, seconds: float, **facts: Any) -> Event:
+        values = {"heldout_kl": score.kl, "perplexity": score.perplexity, "seconds": seconds, **facts}
+        return self.run.record("round", round=number, **values)
+
+    def _iterate(self, number: int) -> Source:
+        """The weights a round ended with."""
+        return Committed(self.run) if number == 1 else self._folder(number)
+
+    def _folder(self, number: int) -> OnDisk:
+        return OnDisk(self.run.iterate(number), self.place.model.device)
+
+    def _round(self, number: int, rows: Tensor, judge: Lesson, last: Event) -> Event:
+        begin = time.perf_counter()
+        before = self._iterate(number - 1)
+        lesson = teach(self.place, rows, self._rows_of_a_batch(len(rows)))
+        point, rate = self._tuned(before, lesson, judge, last)
+        found = self.step.candidates(point, lesson, self.projection, self.step.sizes(last.get("step")), self.progress)
+        score, best = self._best(found, judge)
+        kept = score.kl < last["heldout_kl"]
+        if kept:
+            keep(best.weights, self._folder(number), self.place)
+        facts = {
+            "kept": kept,
+            "step": best.size,
+            "rate": rate,
+            "moved": moved(before, best.weights, self.place),
+            "matrices": {block: [asdict(result) for result in results] for block, results in best.matrices.items()},
+        }
+        return self._record(number, score, time.perf_counter() - begin, **facts)
+
+    def _rows_of_a_batch(self, rows: int) -> int:
+        """So many that every step of a fine-tuning pass has a batch of its own."""
+        return min(self.batch_size, max(1, rows // self.tuning.steps)) if self.tuning else self.batch_size
+
+    def _tuned(self, before: Source, lesson: Lesson, judge: Lesson, last: Event) -> tuple[Source, float | None]:
+        """The point after fine-tuning and its learning rate; where it came from, and None, when that was better."""
+        if self.tuning is None:
+            return before, None
+        shares, rate = self.tuning.shares(lesson), last.get("rate")
+        if rate is None:
+            part = shares[: max(1, len(shares) // PROBE)]
+            self.progress.stage("learning rates", len(RATES))
+            rate, _ = search(RATES, lambda rate: self._pass(before, lesson, judge, part, rate)[1])
+        else:
+            rate *= DECAY
+        self.progress.stage("fine-tuning", len(shares))
+        point, divergence = self._pass(before, lesson, judge, shares, rate, self.progress.step)
+        return (point, rate) if divergence < last["heldout_kl"] else (before, None)
+
+    def _pass(
+        self,
+        before: Source,
+        lesson: Lesson,
+        judge: Lesson,
+        shares: Sequence[range],
+        rate: float,
+        step: Callable[[], None] = lambda: None,
+    ) -> tuple[Source, float]:
+        """The point after a fine-tuning pass over some shares of a lesson, and how far it is, projected, from dense."""
+        assert self.tuning is not None
+        point = self.tuning.run(before, lesson, shares, rate, step)
+        if self.tuning.masked:
+            return point, judge.score(point).kl
+        projected = Newton().candidates(point, lesson, self.projection, [0.0], Silent())
+        return point, judge.score(projected[0].weights).kl
+
+    def _best(self, found: Sequence[Candidate], judge: Lesson) -> tuple[Score, Candidate]:
+        self.progress.stage("step sizes", len(found))
+        scores = []
+        for candidate in found:
+            scores.append(judge.score(candidate.weights))
+            self.progress.step(f"step {candidate.size:g}: held-out KL {scores[-1].kl:.4f}")
+        return min(zip(scores, found, strict=True), key=lambda pair: pair[0].kl)
+
+    def _finish(self) -> None:
+        """Writes the best iterate over the shards of the first one."""
+        best = self.run.recorded("round", kept=True)
+        assert best is not None
+        if best["round"] == 1:
+            return
+        weights, model = self._folder(best["round"]), self.place.model
+        for index, block in enumerate(model.blocks):
+            with self.place.at(index, weights):
+                changed = {matrix.parameter for matrix in block.matrices}
+                self.run.commit(block.name, block.tensors(changed), best["matrices"].get(block.name, []), 0.0)
+
+
+@final
+@dataclass(frozen=True)
+class Committed(Source):
+    """The weights in the shards of a run."""
+
+    run: RunDir
+
+    def get(self, block: Block) -> dict[str, Tensor]:
+        return block.weights(self.run.committed(block.name))
+
+
+def keep(weights: Source, store: Store, place: Place) -> None:
+    """Copies weights into a store that outlives the process."""
+    for block in place.model.blocks:
+        store.put(block, weights.get(block))
+
+
+def moved(before: Source, after: Source, place: Place) -> float:
+    """The share of weights that are zero in one and not in the other."""
+    changed = total = 0
+    for block in place.model.blocks:
+        old, new = before.get(block), after.get(block)
+        for name, weight in new.items():
+            changed += int(((old[name].to(weight.device) == 0) != (weight == 0)).sum())
+            total += weight.numel()
+    return changed / total
+
+
+def describe(event: Event, total: int) -> str:
+    """One line about a round."""
+    scores = f"held-out KL {event['heldout_kl']:.4f}, perplexity {event['perplexity']:.3f}"
+    facts = f"round {event['round']} of {total}: {scores}"
+    if event["round"] > 1:
+        rate = f", rate {event['rate']:.2g}" if event["rate"] else ""
+        facts += f", step {event['step']:.2g}{rate}, {100 * event['moved']:.2f} % of the mask moved"
+    worse = "" if event["kept"] else "; no better than the round before, which is kept"
+    return f"{facts}, {event['seconds']:.1f} s{worse}"

@@ -1,0 +1,171 @@
+"""The steps of I-OBS: from weights and a lesson to sparse candidates, one for each step size.
+
+Legend: W_RC weight, g_RC its gradient, U_CC the inverse factor of the damped Gram A + λI, η step size.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from obsprune.core.iobs import natural_direction
+from obsprune.core.linalg import factorise
+from obsprune.core.patterns import Pattern
+from obsprune.engine.gradients import Sums, gradients_and_grams
+from obsprune.engine.layerwise import Pruned, measure, outcome, require_finite, shared_inputs, solve_group
+from obsprune.engine.place import Dense, Source, Store, free_bytes
+from obsprune.engine.teacher import Lesson
+from obsprune.models.blocks import Block
+from obsprune.models.matrices import Matrix
+from obsprune.models.walk import Walk
+from obsprune.progress import Progress
+from obsprune.solvers.base import AnySolver
+
+SIZES = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+"""Step sizes of the first search; afterwards the last winner and its neighbours at a factor NEAR."""
+NEAR = 1.8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that obey the patterns, the step size that led to them, and what became of each matrix, by block.
+
+    The weights are in the compute dtype: what is judged is what will be saved.
+    """
+
+    size: float
+    weights: Store
+    matrices: dict[str, list[Pruned]]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How a point becomes sparse: the layer solver, and every matrix's pattern."""
+
+    solver: AnySolver
+    patterns: Mapping[str, Pattern]
+
+
+class Step(ABC):
+    """From a point to candidates for the next iterate, one for each step size."""
+
+    @abstractmethod
+    def sizes(self, last: float | None) -> Sequence[float]:
+        """The step sizes to try after a round that `last` won."""
+
+    @abstractmethod
+    def candidates(
+        self, weights: Source, lesson: Lesson, projection: Projection, sizes: Sequence[float], progress: Progress
+    ) -> list[Candidate]:
+        """Projected points; the store of each lives until the next round."""
+
+
+@final
+@dataclass(frozen=True)
+class Newton(Step):
+    """W⁺ = W − η g (A + λI)⁻¹ with g = ∂KL/∂W and A the Gram at the sparse model; λ = damping · mean diagonal.
+
+    η = 0 is always among the candidates: the point itself, projected. It is the only one when `moves` is False.
+    """
+
+    damping: float = 0.01
+    moves: bool = True
+
+    def sizes(self, last: float | None) -> Sequence[float]:
+        return [0.0, *([last / NEAR, last, last * NEAR] if last else SIZES)] if self.moves else [0.0]
+
+    def candidates(
+        self, weights: Source, lesson: Lesson, projection: Projection, sizes: Sequence[float], progress: Progress
+    ) -> list[Candidate]:
+        place = lesson.place
+        found = [Candidate(size, place.store(f"candidate-{number}"), {}) for number, size in enumerate(sizes)]
+
+        def solve(block: Block, sums: Sums) -> None:
+            self._solve_block(block, sums, weights.get(block), projection, found)
+            progress.step()
+
+        progress.stage("gradients and projections", len(place.model.blocks))
+        gradients_and_grams(lesson, chunk_size(lesson), weights, solve)
+        return found
+
+    def _solve_block(
+        self, block: Block, sums: Sums, weights: dict[str, Tensor], projection: Projection, found: list[Candidate]
+    ) -> None:
+        assert sums.inputs is not None
+        dense = Dense().get(block)
+        answers: list[dict[str, Tensor]] = [{} for _ in found]
+        for gram, group in sums.inputs.shared():
+            require_finite(gram)
+            U_CC = factorise(gram, self.damping).U_CC
+            state = projection.solver.prepare(gram)
+            for matrix in group:
+                W_RC = weights[matrix.name].to(gram.H_CC)
+                direction_RC = natural_direction(sums.gradients[matrix.name], U_CC)
+                for candidate, answer in zip(found, answers, strict=True):
+                    start = time.perf_counter()
+                    solution = projection.solver.solve(
+                        W_RC - candidate.size * direction_RC, state, projection.patterns[matrix.name]
+                    )
+                    answer[matrix.name] = solution.weight.to(matrix.weight.dtype)
+                    result = outcome(matrix, dense[matrix.name].to(W_RC), solution, gram, time.perf_counter() - start)
+                    candidate.matrices.setdefault(block.name, []).append(result)
+        for candidate, answer in zip(found, answers, strict=True):
+            candidate.weights.put(block, answer)
+
+
+@final
+@dataclass(frozen=True)
+class Local(Step):
+    """W⁺ = W + η (W_dense − W), each block projected on what the pruned blocks before it hand on.
+
+    Knows nothing of the whole model's loss. η = 1 on the sequences of the first round is one shot over again.
+    """
+
+    def sizes(self, last: float | None) -> Sequence[float]:
+        return [0.25, 0.5, 1.0]
+
+    def candidates(
+        self, weights: Source, lesson: Lesson, projection: Projection, sizes: Sequence[float], progress: Progress
+    ) -> list[Candidate]:
+        progress.stage("layer-local steps", len(sizes))
+        found = []
+        for number, size in enumerate(sizes):
+            candidate = Candidate(size, lesson.place.store(f"candidate-{number}"), {})
+            self._walk(weights, lesson, projection, candidate)
+            found.append(candidate)
+            progress.step()
+        return found
+
+    def _walk(self, weights: Source, lesson: Lesson, projection: Projection, candidate: Candidate) -> None:
+        place = lesson.place
+        with Walk(place.model.network, [block.module for block in place.model.blocks], lesson.batches) as walk:
+            for stop in walk:
+                with place.at(stop.index, Dense()) as block:
+                    sparse = weights.get(block)
+
+                    def point(matrix: Matrix, dense: Tensor, sparse: dict[str, Tensor] = sparse) -> Tensor:
+                        return torch.lerp(sparse[matrix.name].to(dense), dense, candidate.size)
+
+                    groups = shared_inputs(stop, block.matrices) if block.matrices else []
+                    candidate.matrices[block.name] = [
+                        result
+                        for gram, group in measure(stop, groups)
+                        for result in solve_group(gram, group, projection.solver, projection.patterns, point)
+                    ]
+                    candidate.weights.put(block, {matrix.name: matrix.read().clone() for matrix in block.matrices})
+                    if stop.last:
+                        break
+                    stop.hand_on()
+
+
+def chunk_size(lesson: Lesson) -> int:
+    """How many batches may be under way at once: a quarter of the free memory for the blocks' inputs and outputs."""
+    blocks = len(lesson.place.model.blocks)
+    one = max(hidden.numel() * hidden.element_size() for hidden in lesson.hidden) * 2 * blocks
+    return max(1, free_bytes(lesson.place.model.device) // 4 // one)

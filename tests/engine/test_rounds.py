@@ -1,0 +1,271 @@
+"""I-OBS rounds on tiny models: what they promise, where their weights live, and how they go on after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from zoo import ZOO, Zoo, reference, token_rows
+
+from obsprune.core.patterns import Unstructured
+from obsprune.engine.finetune import Tuning, search
+from obsprune.engine.gradients import Sums, gradients, gradients_and_grams
+from obsprune.engine.layerwise import prune_blocks
+from obsprune.engine.place import MEMORIES, Dense, InFiles, InHost, OnDevice, Place, choose_place
+from obsprune.engine.rounds import Committed, Rounds, describe, moved
+from obsprune.engine.rundir import RunDir
+from obsprune.engine.steps import Local, Newton, Projection
+from obsprune.engine.teacher import teach
+from obsprune.evaluate.perplexity import perplexity
+from obsprune.models.data import batches
+from obsprune.models.load import Model, load
+from obsprune.pipeline import prune
+from obsprune.progress import Silent
+from obsprune.recipe import make_recipe
+from obsprune.solvers import build
+
+QUICK = {"steps": 4}
+
+
+def pruned(source: Path, tokens: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    data = {"dataset": str(tokens), "nsamples": 6, "seqlen": 32, "heldout": 6}
+    tree = {"model": {"name": str(source)}, "data": data, "evaluation": ["none"], "iters": 2, "rounds": QUICK}
+    return prune(make_recipe(tree, settings), output, Silent())
+
+
+def shards(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.rglob("*.safetensors")}
+
+
+@pytest.fixture
+def llama(zoo: Zoo) -> Model:
+    return load(str(zoo("llama")))
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_never_above_one_shot(zoo: Zoo, tokens: Path, tmp_path: Path, family: str) -> None:
+    report = pruned(zoo(family), tokens, tmp_path / "out")
+    first, second = report["rounds"]
+    best = next(entry for entry in report["rounds"] if entry["best"])
+    assert best["heldout_kl"] <= first["heldout_kl"]
+    assert second["kept"] == (second["heldout_kl"] < first["heldout_kl"])
+    for matrix in report["matrices"]:
+        assert matrix["zeros"] == round(0.5 * matrix["shape"][0] * matrix["shape"][1])
+    judged = load(str(tmp_path / "out"))  # what was judged is what is saved
+    place, dense = OnDevice(judged), load(str(zoo(family)))
+    rows = load_file(tokens)["input_ids"]
+    with OnDevice(dense).opened():
+        hidden = teach(OnDevice(dense), rows, 4).hidden
+    with place.opened():
+        lesson = teach(place, rows, 4)
+        assert lesson.score(Dense()).kl == pytest.approx(0, abs=1e-6)
+        lesson.hidden[:] = hidden
+        assert lesson.score(Dense()).kl > 0
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "row"])
+@pytest.mark.parametrize("solver", ["sparsegpt", "wanda", "magnitude"])
+def test_every_pattern_and_solver(zoo: Zoo, tokens: Path, tmp_path: Path, solver: str, pattern: str) -> None:
+    report = pruned(zoo("llama"), tokens, tmp_path / "out", solver={"name": solver}, pattern=pattern)
+    group = 4 if pattern == "2:4" else None
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        for name, weight in load_file(path).items():
+            if any(matrix["name"] == name.removesuffix(".weight") for matrix in report["matrices"]):
+                zeros = (weight.view(-1, group or weight.shape[1]) == 0).sum(1)
+                assert bool((zeros == zeros[0]).all()) and int(zeros[0]) == (group or weight.shape[1]) // 2
+    assert [entry["round"] for entry in report["rounds"]] == [1, 2]
+
+
+def test_same_seed_same_bytes_wherever_the_weights_live(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    results = []
+    for memory in ("device", "device", "host", "disk"):
+        output = tmp_path / f"{memory}{len(results)}"
+        pruned(zoo("gpt2"), tokens, output, rounds=QUICK | {"memory": memory}, iters=3)
+        results.append(shards(output))
+        assert not (output / "rounds").exists()
+    assert all(result == results[0] for result in results)
+    assert results[0].keys() == {path.name for path in (tmp_path / "disk3").glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("rounds", [{"tune": "free"}, {"tune": "none"}, {"step": "none"}, {"step": "local"},
+                                    {"tune": "free", "step": "none"}])  # fmt: skip
+def test_every_form_of_a_round(zoo: Zoo, tokens: Path, tmp_path: Path, rounds: dict[str, Any]) -> None:
+    report = pruned(zoo("opt"), tokens, tmp_path / "out", rounds=QUICK | rounds)
+    first, second = report["rounds"]
+    assert second["kept"] == (second["heldout_kl"] < first["heldout_kl"])
+    assert (second["rate"] is None) == (rounds.get("tune") == "none") or not second["kept"]
+    assert report["sparsity"]["reached"] == pytest.approx(0.5, abs=1e-3)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it and tidy up."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_killed_and_resumed_gives_the_same_bytes(
+    zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Two blocks: the events are start, block, block, shot, round 1, round 2, round 3, block, block."""
+    whole = pruned(zoo("qwen2"), tokens, tmp_path / "whole", iters=3)
+    plain, left = RunDir.record, [after]
+
+    def record(run: RunDir, kind: str, **payload: Any) -> Any:
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        return plain(run, kind, **payload)
+
+    monkeypatch.setattr(RunDir, "record", record)
+    monkeypatch.setattr(RunDir, "abandon", lambda run: None)
+    with pytest.raises(Killed):
+        pruned(zoo("qwen2"), tokens, tmp_path / "killed", iters=3)
+    monkeypatch.setattr(RunDir, "record", plain)
+    resumed = pruned(zoo("qwen2"), tokens, tmp_path / "killed", iters=3)
+    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
+    assert [entry["heldout_kl"] for entry in resumed["rounds"]] == [entry["heldout_kl"] for entry in whole["rounds"]]
+    journal = [json.loads(line) for line in (tmp_path / "killed/progress.jsonl").read_text().splitlines()]
+    rounds = [event["round"] for event in journal if event["kind"] == "round"]
+    assert rounds == [1, 2, 3]  # none was done twice
+
+
+def one_shot(model: Model, rows: Tensor, output: Path) -> tuple[RunDir, Projection]:
+    run = RunDir.open(output, model.directory)
+    run.start({}, {}, [block.name for block in model.blocks], 0)
+    projection = Projection(build("sparsegpt", {}), {matrix.name: Unstructured(0.5) for matrix in model.matrices})
+    prune_blocks(model, batches(rows, 4, model.device), projection.solver, projection.patterns, run, Silent())
+    return run, projection
+
+
+def test_a_full_local_step_on_the_same_sequences_is_one_shot(llama: Model, tmp_path: Path) -> None:
+    rows = token_rows(8)
+    run, projection = one_shot(llama, rows, tmp_path / "out")
+    place = OnDevice(llama)
+    with place.opened():
+        lesson = teach(place, rows, 4)
+        found = Local().candidates(Committed(run), lesson, projection, [0.5, 1.0], Silent())
+        half, full = (
+            {name: weight for block in llama.blocks for name, weight in candidate.weights.get(block).items()}
+            for candidate in found
+        )
+    before = {name: weight for block in llama.blocks for name, weight in Committed(run).get(block).items()}
+    assert all(torch.equal(full[name], before[name]) for name in before)
+    assert not all(torch.equal(half[name], before[name]) for name in before)
+
+
+def test_the_teacher_is_the_dense_model(llama: Model) -> None:
+    rows = token_rows(6)
+    place = OnDevice(llama)
+    with place.opened():
+        score = teach(place, rows, 4).score(Dense())
+    assert score.kl == pytest.approx(0, abs=1e-7)
+    assert score.perplexity == pytest.approx(perplexity(llama, rows, Silent())["perplexity"], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])  # gemma2 caps its logits behind the head
+def test_gradients_and_grams(zoo: Zoo, tmp_path: Path, family: str) -> None:
+    """Against autograd and hooks on plain models; in chunks, the same bits."""
+    model, rows = load(str(zoo(family))), token_rows(6)
+    run, _ = one_shot(model, rows, tmp_path / "out")
+    weights = Committed(run)
+    student, teacher = reference(zoo(family)), reference(zoo(family))
+    for block in model.blocks:
+        for name, weight in weights.get(block).items():
+            student.get_parameter(f"{name}.weight").data.copy_(weight)
+    with torch.no_grad():
+        t = teacher(rows, use_cache=False).logits.log_softmax(-1)
+    s = student(rows, use_cache=False).logits.log_softmax(-1)
+    (t.exp() * (t - s)).sum().backward()
+    found: list[dict[str, Sums]] = []
+    for chunk in (3, 1):
+        sums: dict[str, Sums] = {}
+        place = InFiles(model, tmp_path / "scratch")
+        with place.opened():
+            gradients_and_grams(
+                teach(place, rows, 2), chunk, weights, lambda block, got, sums=sums: sums.update({block.name: got})
+            )
+        found.append(sums)
+    for block in model.blocks:
+        one, other = (sums[block.name] for sums in found)
+        for matrix in block.matrices:
+            expected = student.get_parameter(matrix.parameter).grad
+            torch.testing.assert_close(one.gradients[matrix.name], expected, rtol=1e-3, atol=1e-4)
+            assert torch.equal(one.gradients[matrix.name], other.gradients[matrix.name])
+        for (gram, group), (again, _) in zip(one.inputs.shared(), other.inputs.shared(), strict=True):
+            assert gram.count == rows.numel() and len(group) >= 1
+            assert torch.equal(gram.H_CC, again.H_CC)
+
+
+def test_gradients_reach_pruned_weights_too(llama: Model, tmp_path: Path) -> None:
+    run, _ = one_shot(llama, token_rows(6), tmp_path / "out")
+    place, seen = OnDevice(llama), {}
+    with place.opened():
+        lesson = teach(place, token_rows(4, seed=1), 4)
+        gradients(lesson, range(1), Committed(run), lambda block: Sums(), lambda block, s: seen.update(s.gradients))
+    for block in llama.blocks:
+        for name, weight in Committed(run).get(block).items():
+            assert float(seen[name][weight == 0].abs().min()) > 0
+
+
+def test_fine_tuning_lowers_the_divergence_and_keeps_the_mask_if_told(llama: Model, tmp_path: Path) -> None:
+    rows = token_rows(8)
+    run, _ = one_shot(llama, rows, tmp_path / "out")
+    place, before = OnDevice(llama), Committed(run)
+    with place.opened():
+        lesson = teach(place, rows, 1)
+        steps: list[int] = []
+        for masked in (True, False):
+            tuning = Tuning(4, masked)
+            shares = tuning.shares(lesson)
+            assert [list(share) for share in shares] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+            after = tuning.run(before, lesson, shares, 1e-3, lambda: steps.append(1))
+            assert lesson.score(after).kl < lesson.score(before).kl
+            assert (moved(before, after, place) == 0) == masked
+        assert len(steps) == 8
+    assert [len(share) for share in Tuning(100, True).shares(lesson)] == [1] * 8
+
+
+def test_search_stops_at_the_first_rise() -> None:
+    asked: list[float] = []
+
+    def divergence(rate: float) -> float:
+        asked.append(rate)
+        return abs(rate - 3)
+
+    assert search([1, 2, 3, 4, 5], divergence) == (3, 0)
+    assert asked == [1, 2, 3, 4]
+    assert search([7, 8], divergence) == (7, 4)
+
+
+def test_step_sizes() -> None:
+    assert Newton().sizes(None)[:3] == [0.0, 0.03, 0.1]
+    assert Newton().sizes(0.9) == [0.0, pytest.approx(0.5), 0.9, pytest.approx(1.62)]
+    assert Newton().sizes(0.0) == Newton().sizes(None)
+    assert list(Newton(moves=False).sizes(0.3)) == [0.0]
+
+
+def test_rounds_end_when_nothing_gets_better(llama: Model, tmp_path: Path) -> None:
+    """Projection alone cannot improve on a projection: the second round is not kept, and no third is begun."""
+    rows = token_rows(8)
+    run, projection = one_shot(llama, rows, tmp_path / "out")
+    before = shards(tmp_path / "out")
+    place: Place = InHost(llama)
+    with place.opened():
+        rounds = Rounds(Newton(moves=False), None, projection, place, run, Silent(), 4)
+        rounds([rows, rows, rows], token_rows(4, seed=1), 1.0)
+    last = run.recorded("round")
+    assert last is not None and (last["round"], last["kept"]) == (2, False)
+    assert "no better than the round before" in describe(last, 4)
+    assert shards(tmp_path / "out") == before
+
+
+def test_where_things_live(llama: Model, tmp_path: Path) -> None:
+    kinds = {"device": OnDevice, "host": InHost, "disk": InFiles, "auto": OnDevice}
+    assert set(kinds) == set(MEMORIES)
+    for memory, kind in kinds.items():
+        assert type(choose_place(llama, memory, 16, tmp_path)) is kind
+    assert type(choose_place(llama, "auto", 10**12, tmp_path)) is InFiles
