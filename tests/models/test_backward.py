@@ -57,8 +57,9 @@ def test_bit_equal_to_autograd(zoo: Zoo, family: str) -> None:
 
 
 SHARED = GROUPED | {
-    "num_hidden_layers": 4, "num_kv_shared_layers": 2, "head_dim": 8, "sliding_window": 8, "hidden_size_per_layer_input": 8,
-    "vocab_size_per_layer_input": 128, "layer_types": ["sliding_attention", "full_attention"] * 2, "laurel_rank": 4,
+    "num_hidden_layers": 4, "num_kv_shared_layers": 2, "head_dim": 8, "sliding_window": 8,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "laurel_rank": 4,
     "activation_sparsity_pattern": None, "intermediate_size": 48, "altup_num_inputs": 2,
 }  # fmt: skip
 
