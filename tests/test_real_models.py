@@ -91,3 +91,37 @@ def test_end_to_end_under_thirty_seconds_and_loads_plainly(assets: Path, tmp_pat
     assert zeros == report["sparsity"]["zeros"] == report["sparsity"]["weights"] // 2
     assert torch.equal(pruned.model.embed_tokens.weight, dense.model.embed_tokens.weight)
     assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
+
+
+def rounds_on_stories(assets: Path, oracles: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    """Three rounds of 128 x 256 tokens of TinyStories, evaluated on the oracle's rows."""
+    recipe = make_recipe(
+        {
+            "model": {"name": str(assets / "stories260k")},
+            "data": {"dataset": str(assets / "text/tinystories-calibration.txt"), "nsamples": 128, "seqlen": 256},
+            "evaluation": [f"text={oracles / ORACLE}:evaluation_input_ids"],
+            "iters": 3,
+            **settings,
+        }
+    )
+    return prune(recipe, output, Silent())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({"sparsity": 0.5}, 7.5),
+        ({"pattern": "2:4"}, 9.5),
+        ({"sparsity": 0.7}, 17.0),
+        ({"sparsity": 0.5, "rounds": {"tune": "none"}}, 11.2),  # natural-gradient steps alone: algorithms, section 4
+    ],
+)
+def test_rounds_reach_what_was_measured(
+    assets: Path, oracles: Path, tmp_path: Path, settings: dict[str, Any], most: float
+) -> None:
+    report = rounds_on_stories(assets, oracles, tmp_path / "out", **settings)
+    score = next(iter(report["evaluation"].values()))
+    assert score["pruned"]["perplexity"] <= most
+    assert [entry["kept"] for entry in report["rounds"]] == [True] * 3
+    assert report["data"]["rounds"] | {"sha256": []} == {"sequences_seen": 384, "fresh": [True] * 3, "sha256": []}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,47 @@ def test_a_full_disk_leaves_nothing_that_loads(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("config.json")) and not list(tmp_path.rglob("*.partial"))
     again = run(*words, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
+def test_a_kill_between_two_rounds_changes_no_byte(tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "obsprune",
+        "prune",
+        "demo",
+        "--iters",
+        "3",
+        "--nsamples",
+        "16",
+        "--eval",
+        "none",
+        "-q",
+    ]
+    subprocess.run([*words, "-o", "whole"], cwd=tmp_path, check=True)
+    journal = tmp_path / "killed/progress.jsonl"
+    process = subprocess.Popen([*words, "-o", "killed"], cwd=tmp_path)
+    while '"round": 2' not in (journal.read_text() if journal.exists() else ""):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed/config.json").exists()
+    subprocess.run([*words, "-o", "killed"], cwd=tmp_path, check=True)
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+    assert journal.read_text().count('"kind": "round"') == 3
+
+
+def test_rounds_are_shown(cli: Cli) -> None:
+    result = cli("prune", "demo", "--iters", "2", "--set", "rounds.steps=4", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "obsprune-out/demo-sparsegpt-50-iters2\n"
+    lines = result.stderr.splitlines()
+    for number in (1, 2):
+        assert sum(line.startswith(f"round {number} of 2: held-out KL ") for line in lines) == 1
+    for phrase in ("rounds, on held-out text", "of the mask moved", "16 different ones in all rounds", "2 *"):
+        assert phrase in result.stderr
+    report = json.loads(Path("obsprune-out/demo-sparsegpt-50-iters2/report.json").read_text())
+    assert [entry["best"] for entry in report["rounds"]] == [False, True]

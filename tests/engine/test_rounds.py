@@ -269,3 +269,12 @@ def test_where_things_live(llama: Model, tmp_path: Path) -> None:
     for memory, kind in kinds.items():
         assert type(choose_place(llama, memory, 16, tmp_path)) is kind
     assert type(choose_place(llama, "auto", 10**12, tmp_path)) is InFiles
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_checkpoints(zoo: Zoo, tokens: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Bfloat16 is computed as it is, float16 in float32 on a CPU; masters are float32, the result is as stored."""
+    report = pruned(zoo("llama", dtype), tokens, tmp_path / "out", rounds=QUICK | {"tune": "masked"})
+    assert report["rounds"][1]["kept"]
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        assert all(tensor.dtype == dtype for tensor in load_file(path).values())

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from zoo import token_rows
 
 from obsprune.errors import InputError
-from obsprune.models.data import Documents, TokenRows, content_hash, draw, open_corpus
+from obsprune.models.data import Documents, Draw, TokenRows, content_hash, draw, open_corpus
 
 
 class Letters:
@@ -151,3 +151,38 @@ def test_c4(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert isinstance(test, Documents) and test.texts == [" ".join(str(number) for number in range(1100))]
     files = ["en/c4-train.00000-of-01024.json.gz", "en/c4-validation.00000-of-00008.json.gz"]
     assert asked == [("allenai/c4", file, "dataset") for file in files]
+
+
+def drawn(corpus: Any, rounds: int, nsamples: int = 4, heldout: int = 3) -> Draw:
+    return draw(corpus, lambda: Letters(), 256, 8, nsamples, heldout, 5, rounds)
+
+
+def corpora(rows: int) -> list[Any]:
+    """Rows that are all different, as a table of ids and as documents."""
+    texts = [
+        "".join(chr(32 + (number * 8 + place) % 90 + number // 40) for place in range(8)) for number in range(rows)
+    ]
+    return [TokenRows("ids", torch.arange(rows * 8).view(rows, 8) % 256), Documents("texts", texts)]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_rounds_get_new_rows_and_the_first_is_as_without_them(kind: int) -> None:
+    corpus = corpora(20)[kind]
+    alone, three = drawn(corpus, 1), drawn(corpus, 3)
+    assert torch.equal(alone.calibration, three.calibration) and torch.equal(alone.heldout, three.heldout)
+    assert alone.further == [] and "rounds" not in alone.facts
+    rows = torch.cat([three.calibration, three.heldout, *three.further])
+    assert len(rows.unique(dim=0)) == len(rows) == 15
+    assert three.facts["rounds"]["fresh"] == [True] * 3
+    assert three.facts["rounds"]["sequences_seen"] == 12
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_rounds_without_new_rows_get_reshuffled_ones_but_never_held_out_ones(kind: int) -> None:
+    few = drawn(corpora(12)[kind], 4)
+    assert few.facts["rounds"]["fresh"] == [True, True, False, False]
+    assert few.facts["rounds"]["sequences_seen"] in (8, 9)  # the ninth is drawn, or not
+    held = {tuple(row) for row in few.heldout.tolist()}
+    for part in few.further:
+        assert len(part) == 4 and not held & {tuple(row) for row in part.tolist()}
+    assert not torch.equal(few.further[1], few.further[2])
