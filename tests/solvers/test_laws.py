@@ -27,7 +27,8 @@ def solver_of(name: str) -> AnySolver:
 
 
 NAMES = [*SOLVERS, *(f"{name}+refit" for name in SOLVERS)]
-DIRECT = [*SOLVERS]
+ITERATIVE = {"admm"}
+DIRECT = [name for name in SOLVERS if name not in ITERATIVE]
 BLIND = {"magnitude", "magnitude+refit"}
 """Methods that choose the mask without H, and so cannot know which inputs are dead."""
 
@@ -132,7 +133,7 @@ def test_its_own_mask_given_back_reproduces_the_answer(name: str, label: str) ->
     if name in DIRECT:
         assert same(again, answer)
     assert torch.equal(again.keep, answer.keep)
-    assert distance(again.weight, answer.weight) < 1e-5
+    assert distance(again.weight, answer.weight) < (1e-5 if name in DIRECT else 1e-4)
 
 
 @every_solver

@@ -29,7 +29,7 @@ Pattern = Annotated[
         help="unstructured, row, or n:m (n KEPT of every m inputs, such as 2:4). [default: unstructured; row for wanda]"
     ),
 ]
-Solver = Annotated[str | None, Option(help="magnitude, wanda or sparsegpt. [default: sparsegpt]")]
+Solver = Annotated[str | None, Option(help="magnitude, wanda, sparsegpt or admm. [default: sparsegpt]")]
 Iters = Annotated[int | None, Option(help="Rounds of I-OBS, each on new sequences; 1 is one shot. [default: 1]")]
 Skip = Annotated[list[str] | None, Option(metavar="REGEX", help="Matrices whose name matches stay dense. Repeatable.")]
 Config = Annotated[Path | None, Option(help="A recipe (YAML); flags override it.")]

@@ -89,7 +89,11 @@ def dry_run_tables(plan: Any) -> list[Table]:
         _row(skipped, name, why)
     facts = _table("calibration", ["", ""], left=2)
     for key, value in plan.draw.facts.items():
-        _row(facts, key, value)
+        if key != "rounds":
+            _row(facts, key, value)
+    if plan.recipe.iters > 1:
+        seen = plan.draw.facts["rounds"]["sequences_seen"]
+        _row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different sequences together")
     for notice in plan.notices:
         _row(facts, "note", notice)
     return [matrices, skipped, facts]

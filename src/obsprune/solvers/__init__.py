@@ -7,13 +7,14 @@ from dataclasses import fields
 from typing import Any, cast
 
 from obsprune.errors import InputError, nearest
+from obsprune.solvers.admm import ADMM
 from obsprune.solvers.base import AnySolver
 from obsprune.solvers.magnitude import Magnitude
 from obsprune.solvers.refitted import Refitted
 from obsprune.solvers.sparsegpt import SparseGPT
 from obsprune.solvers.wanda import Wanda
 
-SOLVERS: dict[str, type[AnySolver]] = {"magnitude": Magnitude, "wanda": Wanda, "sparsegpt": SparseGPT}
+SOLVERS: dict[str, type[AnySolver]] = {"magnitude": Magnitude, "wanda": Wanda, "sparsegpt": SparseGPT, "admm": ADMM}
 
 
 def options(name: str) -> dict[str, Any]:
