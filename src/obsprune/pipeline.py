@@ -21,6 +21,7 @@ from obsprune.engine.preflight import check_walk
 from obsprune.engine.rounds import Rounds
 from obsprune.engine.rundir import RECIPE, RunDir
 from obsprune.engine.steps import Projection
+from obsprune.engine.streams import OneStream, Streams, TwoStreams
 from obsprune.errors import InputError
 from obsprune.evaluate.tasks import Task, check_name, rows_task, text_task
 from obsprune.models.checkpoint import Checkpoint
@@ -67,21 +68,22 @@ def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
     if not model.matrices:
         raise InputError("nothing is left to prune: --skip matches every matrix")
     drawn, notices = draw_tokens(recipe, model)
+    if recipe.iters > 1 or recipe.target == "corrected":
+        check_judges(drawn)
     if recipe.iters > 1:
-        check_rounds(model, drawn)
+        _ = model.head  # or InputError
     if any(matrix.stored.itemsize > model.dtype.itemsize for matrix in model.matrices):
         notices.append(f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it")
     return Plan(recipe, model, drawn, {matrix.name: pattern for matrix in model.matrices}, notices)
 
 
-def check_rounds(model: Model, drawn: Draw) -> None:
-    """Raises InputError when rounds after the first cannot work."""
+def check_judges(drawn: Draw) -> None:
+    """Raises InputError when there is nothing held out to judge by."""
     if not len(drawn.heldout):
         raise InputError(
-            f"--iters needs held-out sequences to judge by, and {drawn.facts['dataset']} has none left; "
-            "use more text, a smaller --nsamples, or data.heldout above 0"
+            f"rounds and corrected targets need held-out sequences to judge by, and {drawn.facts['dataset']} has none "
+            "left; use more text, a smaller --nsamples, or data.heldout above 0"
         )
-    _ = model.head
 
 
 def open_model(recipe: Recipe, token: str | None = None) -> Model:
@@ -172,10 +174,18 @@ def prune(
 def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
     """The first round: one shot."""
     start, recipe = time.perf_counter(), plan.recipe
-    parts = batches(plan.draw.calibration, plan.batch_size, plan.model.device)
-    prune_blocks(plan.model, parts, recipe.make_solver(), plan.patterns, run, progress, recipe.engine.true_sequential)
+    prune_blocks(plan.model, make_streams(plan), recipe.make_solver(), plan.patterns, run, progress)
     if run.recorded("shot") is None:
         run.record("shot", seconds=time.perf_counter() - start)
+
+
+def make_streams(plan: Plan) -> Streams:
+    """The calibration batches, in the pruned model alone or in the dense one too."""
+    recipe, size, device = plan.recipe, plan.batch_size, plan.model.device
+    parts = batches(plan.draw.calibration, size, device)
+    if recipe.target == "own":
+        return OneStream(parts, recipe.engine.true_sequential)
+    return TwoStreams(parts, batches(plan.draw.heldout, size, device), recipe.solver.get("damping", 0.01))
 
 
 def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:

@@ -74,13 +74,18 @@ class RoundsPart:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result. `solver` is a name and its options (obsprune.solvers.options)."""
+    """Everything that decides the result. `solver` is a name and its options (obsprune.solvers.options).
+
+    target: what a layer is asked for: its `own` output on the inputs it gets in the pruned model, or, `corrected`, the
+    output of the dense model's layer.
+    """
 
     model: ModelPart = ModelPart()
     data: DataPart = DataPart()
     solver: Tree = field(default_factory=lambda: {"name": "sparsegpt"})
     pattern: str | None = None
     sparsity: float | None = None
+    target: str = "own"
     iters: int = 1
     rounds: RoundsPart = RoundsPart()
     skip: list[str] = field(default_factory=list)
@@ -124,6 +129,7 @@ class Recipe:
         return f"{self.solver['name']}-{what}{rounds}"
 
 
+TARGETS = ("own", "corrected")
 TUNES = ("masked", "free", "none")
 STEPS: dict[str, Callable[[RoundsPart], Step]] = {
     "newton": lambda part: Newton(part.damping),
@@ -197,6 +203,10 @@ def _resolve(recipe: Recipe) -> Recipe:
     """Fills in what depends on something else, and refuses what cannot be."""
     _check_numbers(recipe)
     _check_rounds(recipe.rounds)
+    if recipe.target not in TARGETS:
+        raise InputError(f"target is '{recipe.target}'; {nearest(recipe.target, TARGETS)}")
+    if recipe.target == "corrected" and recipe.engine.true_sequential:
+        raise InputError("target=corrected measures a block at once; drop engine.true_sequential=true")
     for expression in [*recipe.skip, recipe.model.blocks or ""]:
         _check_expression(expression)
     solver = _solver_options(recipe.solver)

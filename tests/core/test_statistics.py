@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from obsprune.core.statistics import Gram
+from obsprune.core.statistics import Cross, Gram
 
 
 def inputs(tokens: int = 1000, columns: int = 24) -> Tensor:
@@ -85,3 +85,18 @@ def test_of_wraps_a_sum_made_elsewhere() -> None:
     gram = Gram.of(H_CC, 5, "elsewhere")
     assert gram.H_CC is H_CC
     assert (gram.count, gram.name) == (5, "elsewhere")
+
+
+def test_cross_is_a_sum_over_tokens() -> None:
+    torch.manual_seed(0)
+    y_TR, x_TC = torch.randn(40, 3), torch.randn(40, 5)
+    whole, parts = Cross(3, 5), Cross(3, 5)
+    whole.add(y_TR, x_TC)
+    for y, x in zip(y_TR.split(7), x_TC.split(7), strict=True):
+        parts.add(y, x)
+    assert whole.count == parts.count == 40
+    torch.testing.assert_close(whole.K_RC, y_TR.T @ x_TC)
+    torch.testing.assert_close(parts.tensors()["K"], whole.K_RC)
+    bf16 = Cross(3, 5)
+    bf16.add(y_TR.bfloat16(), x_TC.bfloat16())
+    assert bf16.K_RC.dtype == torch.float32

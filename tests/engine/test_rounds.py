@@ -20,6 +20,7 @@ from obsprune.engine.place import MEMORIES, Dense, InFiles, InHost, OnDevice, Pl
 from obsprune.engine.rounds import Committed, Rounds, describe, moved
 from obsprune.engine.rundir import RunDir
 from obsprune.engine.steps import Local, Newton, Projection
+from obsprune.engine.streams import OneStream
 from obsprune.engine.teacher import teach
 from obsprune.evaluate.perplexity import perplexity
 from obsprune.models.data import batches
@@ -137,7 +138,8 @@ def one_shot(model: Model, rows: Tensor, output: Path) -> tuple[RunDir, Projecti
     run = RunDir.open(output, model.directory)
     run.start({}, {}, [block.name for block in model.blocks], 0)
     projection = Projection(build("sparsegpt", {}), {matrix.name: Unstructured(0.5) for matrix in model.matrices})
-    prune_blocks(model, batches(rows, 4, model.device), projection.solver, projection.patterns, run, Silent())
+    streams = OneStream(batches(rows, 4, model.device))
+    prune_blocks(model, streams, projection.solver, projection.patterns, run, Silent())
     return run, projection
 
 

@@ -3,7 +3,7 @@
 A statistic is a plain sum over tokens, so batch order, batch size, number of ranks and restarts cannot change its
 meaning.
 
-Legend: x_TC inputs (T tokens, C columns); H_CC = Σ x xᵀ.
+Legend: x_TC inputs (T tokens, C columns); H_CC = Σ x xᵀ; y_TR another quantity of the same tokens; K_RC = Σ y xᵀ.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ class Statistic(ABC):
     """A sum over tokens; `count` is the number of them."""
 
     count: int
-
-    @abstractmethod
-    def add(self, x_TC: Tensor) -> None:
-        """Adds the tokens of one batch."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -42,6 +38,7 @@ class Gram(Statistic):
         self.H_CC = torch.zeros(columns, columns, dtype=torch.float32, device=device)
 
     def add(self, x_TC: Tensor) -> None:
+        """Adds the tokens of one batch."""
         x_TC = x_TC.to(self.H_CC.dtype)
         self.H_CC.addmm_(x_TC.T, x_TC)
         self.count += x_TC.shape[0]
@@ -59,3 +56,20 @@ class Gram(Statistic):
         gram = cls(0, name)
         gram.H_CC, gram.count = H_CC, count
         return gram
+
+
+@final
+class Cross(Statistic):
+    """K = Σ y xᵀ in float32 [R, C]: of the inputs of one layer in two models, or of any two things tokens have."""
+
+    def __init__(self, rows: int, columns: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.K_RC = torch.zeros(rows, columns, dtype=torch.float32, device=device)
+
+    def add(self, y_TR: Tensor, x_TC: Tensor) -> None:
+        """Adds the tokens of one batch, in both the same ones in the same order."""
+        self.K_RC.addmm_(y_TR.to(self.K_RC.dtype).T, x_TC.to(self.K_RC.dtype))
+        self.count += x_TC.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"K": self.K_RC}

@@ -8,51 +8,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from obsprune.core.losses import divergence, log_probabilities
-from obsprune.core.statistics import Gram
-from obsprune.engine.layerwise import Identity, calls_of, grouped, identity
+from obsprune.engine.inputs import Inputs, Run
 from obsprune.engine.place import Source, Store, Tensors
 from obsprune.engine.teacher import Lesson
-from obsprune.errors import InputError, WalkMismatch
+from obsprune.errors import InputError
 from obsprune.models.backward import Visit, backward_of, reverse_walk
 from obsprune.models.blocks import Block
-from obsprune.models.matrices import Matrix, differentiated
+from obsprune.models.matrices import differentiated
 from obsprune.models.walk import Walk
-
-Run = Callable[[], None]
-
-
-@dataclass
-class Inputs:
-    """The Grams of one block's matrices, one for each distinct input, and who shares it."""
-
-    matrices: list[Matrix]
-    groups: list[list[Matrix]] = field(default_factory=list)
-    grams: dict[Matrix, Gram] = field(default_factory=dict)
-
-    def observe(self, run: Run) -> None:
-        """Adds what enters the matrices while `run` runs. Raises WalkMismatch when the sharing changes."""
-        leaders: dict[Identity, Matrix] = {}
-
-        def add(matrix: Matrix, x: Tensor) -> None:
-            if leaders.setdefault(identity(x), matrix) is matrix:
-                gram = self.grams.setdefault(matrix, Gram(matrix.shape[1], matrix.name, matrix.device))
-                with torch.no_grad():
-                    gram.add(matrix.tokens(x))
-
-        groups = grouped(calls_of(run, self.matrices, add), self.matrices)
-        self.groups = self.groups or groups
-        if groups != self.groups or {group[0] for group in groups} != set(self.grams):
-            raise WalkMismatch(
-                f"who shares the input of {groups[0][0].name} changes from batch to batch; use --iters 1"
-            )
-
-    def shared(self) -> list[tuple[Gram, list[Matrix]]]:
-        """Each Gram with the matrices it belongs to."""
-        return [(self.grams[group[0]], group) for group in self.groups]
 
 
 @dataclass

@@ -18,8 +18,10 @@ from obsprune.core.iobs import natural_direction
 from obsprune.core.linalg import factorise
 from obsprune.core.patterns import Pattern
 from obsprune.engine.gradients import Sums, gradients_and_grams
-from obsprune.engine.layerwise import Pruned, measure, outcome, require_finite, shared_inputs, solve_group
+from obsprune.engine.inputs import measure, require_finite, shared_inputs
+from obsprune.engine.layerwise import Pruned, outcome, solve_group
 from obsprune.engine.place import Dense, Source, Store, free_bytes
+from obsprune.engine.streams import Measured
 from obsprune.engine.teacher import Lesson
 from obsprune.models.blocks import Block
 from obsprune.models.matrices import Matrix
@@ -156,7 +158,7 @@ class Local(Step):
                     candidate.matrices[block.name] = [
                         result
                         for gram, group in measure(stop, groups)
-                        for result in solve_group(gram, group, projection.solver, projection.patterns, point)
+                        for result in solve_group(Measured(gram, group, point), projection.solver, projection.patterns)
                     ]
                     candidate.weights.put(block, {matrix.name: matrix.read().clone() for matrix in block.matrices})
                     if stop.last:

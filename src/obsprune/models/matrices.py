@@ -6,7 +6,7 @@ The only place in the project that asks what kind a layer is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
@@ -130,6 +130,19 @@ def fused_experts(block: nn.Module) -> list[str]:
         for own, parameter in module.named_parameters(recurse=False)
         if sum(size > 1 for size in parameter.shape) >= 3
     ]
+
+
+@contextmanager
+def exchanged(weights: Mapping[Matrix, Tensor]) -> Iterator[None]:
+    """While open, the layers compute with these tensors (in the layers' own layout); nothing is copied."""
+    own = {matrix: matrix.weight for matrix in weights}
+    for matrix, weight in weights.items():
+        matrix.module.get_parameter("weight").data = weight
+    try:
+        yield
+    finally:
+        for matrix, weight in own.items():
+            matrix.module.get_parameter("weight").data = weight
 
 
 @contextmanager

@@ -7,7 +7,7 @@ pass as they are, without one line per family. `Stop` is the meeting at one bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, final
@@ -111,9 +111,9 @@ class Stop:
         del self._walk.calls[key]
         self._walk.resume(key, output)
 
-    def hand_on(self) -> None:
-        """Runs the block once more on every batch and sends all of them on, one at a time."""
-        for key in self.keys:
+    def hand_on(self, keys: Iterable[int] | None = None) -> None:
+        """Runs the block once more on every batch (or on these) and sends them on, one at a time."""
+        for key in self.keys if keys is None else keys:
             self.leave(key, self.run(key))
 
 

@@ -1,0 +1,123 @@
+"""What enters the matrices of a block: who shares an input, and the Gram of each distinct one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from obsprune.core.statistics import Gram
+from obsprune.errors import InputError, WalkMismatch
+from obsprune.models.matrices import Matrix, Sink, observed
+from obsprune.models.walk import Stop
+
+Identity = tuple[Any, ...]
+Run = Callable[[], None]
+
+
+def identity(x: Tensor) -> Identity:
+    """Equal for two matrices that are given the very same tensor, as long as both tensors are alive."""
+    return (x.data_ptr(), x.shape, x.stride(), x._version)
+
+
+def shared_inputs(stop: Stop, matrices: list[Matrix]) -> list[list[Matrix]]:
+    """The matrices grouped by common input (q, k, v; gate, up), in order of first call, seen on one batch.
+
+    Raises InputError for a matrix that the block never calls.
+    """
+    return grouped(calls_of(lambda: stop.run(stop.keys[0]), matrices, lambda matrix, x: None), matrices)
+
+
+def grouped(calls: Mapping[Matrix, list[Identity]], matrices: list[Matrix]) -> list[list[Matrix]]:
+    """The matrices that were given the very same tensors, together. Raises InputError for one that was given none."""
+    silent = [matrix.name for matrix in matrices if matrix not in calls]
+    if silent:
+        raise InputError(f"{silent[0]} saw no calibration token; leave it dense with --skip '{silent[0]}'")
+    groups: dict[tuple[Identity, ...], list[Matrix]] = {}
+    for matrix, inputs in calls.items():
+        groups.setdefault(tuple(inputs), []).append(matrix)
+    return list(groups.values())
+
+
+def calls_of(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) -> dict[Matrix, list[Identity]]:
+    """Lets `run` run a block; tells which tensors entered which matrix, in call order; shows each to `sink`."""
+    calls: dict[Matrix, list[Identity]] = {}
+    alive: list[Tensor] = []  # a freed tensor's address is used again at once
+
+    def see(matrix: Matrix, x: Tensor) -> None:
+        alive.append(x)
+        calls.setdefault(matrix, []).append(identity(x))
+        sink(matrix, x.detach())
+
+    with observed(matrices, see):
+        run()
+    return calls
+
+
+def measure(stop: Stop, groups: list[list[Matrix]]) -> Iterator[tuple[Gram, list[Matrix]]]:
+    """One Gram for each group, over all batches. A group whose members turn out not to share is measured apart."""
+    grams = _measure_together(stop, groups)
+    if grams is None:
+        groups = [[matrix] for group in groups for matrix in group]
+        grams = _measure_together(stop, groups)
+        assert grams is not None  # a group of one shares with itself
+    yield from zip(grams, groups, strict=True)
+
+
+def _measure_together(stop: Stop, groups: list[list[Matrix]]) -> list[Gram] | None:
+    """The Grams of the groups, or None as soon as a batch shows that a group has more than one input."""
+    grams = {group[0]: Gram(group[0].shape[1], group[0].name, group[0].device) for group in groups}
+
+    def add(matrix: Matrix, x: Tensor) -> None:
+        if matrix in grams:
+            grams[matrix].add(matrix.tokens(x))
+
+    for key in stop.keys:
+        calls = calls_of(partial(stop.run, key), [matrix for group in groups for matrix in group], add)
+        if any(calls.get(matrix) != calls.get(group[0]) for group in groups for matrix in group):
+            return None
+    return list(grams.values())
+
+
+def require_finite(gram: Gram) -> None:
+    """Raises InputError when infinity or NaN was summed."""
+    if not bool(torch.isfinite(gram.H_CC).all()):
+        raise InputError(f"the inputs of {gram.name} are not finite; compute in a wider type (--dtype float32)")
+
+
+@dataclass
+class Inputs:
+    """The Grams of one block's matrices, one for each distinct input, and who shares it."""
+
+    matrices: list[Matrix]
+    groups: list[list[Matrix]] = field(default_factory=list)
+    grams: dict[Matrix, Gram] = field(default_factory=dict)
+
+    def observe(self, run: Callable[[], Any], also: Sink = lambda matrix, x_TC: None) -> None:
+        """Adds what enters the matrices while `run` runs. Raises WalkMismatch when the sharing changes.
+
+        also(matrix, x_TC): called with each distinct input, for the first matrix it enters.
+        """
+        leaders: dict[Identity, Matrix] = {}
+
+        def add(matrix: Matrix, x: Tensor) -> None:
+            if leaders.setdefault(identity(x), matrix) is matrix:
+                gram = self.grams.setdefault(matrix, Gram(matrix.shape[1], matrix.name, matrix.device))
+                with torch.no_grad():
+                    gram.add(matrix.tokens(x))
+                    also(matrix, matrix.tokens(x))
+
+        groups = grouped(calls_of(run, self.matrices, add), self.matrices)
+        self.groups = self.groups or groups
+        if groups != self.groups or {group[0] for group in groups} != set(self.grams):
+            raise WalkMismatch(
+                f"who shares the input of {groups[0][0].name} changes from batch to batch; use --iters 1"
+            )
+
+    def shared(self) -> list[tuple[Gram, list[Matrix]]]:
+        """Each Gram with the matrices it belongs to."""
+        return [(self.grams[group[0]], group) for group in self.groups]
