@@ -68,7 +68,7 @@ def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
     if not model.matrices:
         raise InputError("nothing is left to prune: --skip matches every matrix")
     drawn, notices = draw_tokens(recipe, model)
-    if recipe.iters > 1 or recipe.target == "corrected":
+    if recipe.iters > 1 or recipe.target != "own":
         check_judges(drawn)
     if recipe.iters > 1:
         _ = model.head  # or InputError
@@ -185,7 +185,8 @@ def make_streams(plan: Plan) -> Streams:
     parts = batches(plan.draw.calibration, size, device)
     if recipe.target == "own":
         return OneStream(parts, recipe.engine.true_sequential)
-    return TwoStreams(parts, batches(plan.draw.heldout, size, device), recipe.solver.get("damping", 0.01))
+    judges = batches(plan.draw.heldout, size, device)
+    return TwoStreams(parts, judges, recipe.solver.get("damping", 0.01), residual=recipe.target == "stream")
 
 
 def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:

@@ -60,13 +60,14 @@ class RoundsPart:
     """What a round after the first does, where `iters` is more than 1.
 
     tune: fine-tuning before the projection: `masked` (zeros stay), `free` (every weight may come back), or `none`;
-    steps: its optimizer steps, at most one a sequence; step: `newton`, `local`, or `none` (projection alone);
-    damping: λ of the Newton step as a share of the mean diagonal; memory: where all that a round keeps lives: `auto`,
-    `device`, `host`, `disk`.
+    steps: its optimizer steps in each of `passes` over the sequences, at most one a sequence; step: `newton`, `local`,
+    or `none` (projection alone); damping: λ of the Newton step as a share of the mean diagonal; memory: where all that a
+    round keeps lives: `auto`, `device`, `host`, `disk`.
     """
 
     tune: str = "masked"
     steps: int = 32
+    passes: int = 1
     step: str = "newton"
     damping: float = 0.01
     memory: str = "auto"
@@ -77,7 +78,7 @@ class Recipe:
     """Everything that decides the result. `solver` is a name and its options (obsprune.solvers.options).
 
     target: what a layer is asked for: its `own` output on the inputs it gets in the pruned model, or, `corrected`, the
-    output of the dense model's layer.
+    output of the dense model's layer; `stream` makes up for the drift of the residual stream too.
     """
 
     model: ModelPart = ModelPart()
@@ -108,7 +109,8 @@ class Recipe:
 
     def make_tuning(self) -> Tuning | None:
         """The fine-tuning pass of a round."""
-        return Tuning(self.rounds.steps, self.rounds.tune == "masked") if self.rounds.tune != "none" else None
+        part = self.rounds
+        return Tuning(part.steps, part.tune == "masked", part.passes) if part.tune != "none" else None
 
     def make_pattern(self) -> Pattern:
         """The pattern every matrix must meet."""
@@ -129,7 +131,7 @@ class Recipe:
         return f"{self.solver['name']}-{what}{rounds}"
 
 
-TARGETS = ("own", "corrected")
+TARGETS = ("own", "corrected", "stream")
 TUNES = ("masked", "free", "none")
 STEPS: dict[str, Callable[[RoundsPart], Step]] = {
     "newton": lambda part: Newton(part.damping),
@@ -205,8 +207,6 @@ def _resolve(recipe: Recipe) -> Recipe:
     _check_rounds(recipe.rounds)
     if recipe.target not in TARGETS:
         raise InputError(f"target is '{recipe.target}'; {nearest(recipe.target, TARGETS)}")
-    if recipe.target == "corrected" and recipe.engine.true_sequential:
-        raise InputError("target=corrected measures a block at once; drop engine.true_sequential=true")
     for expression in [*recipe.skip, recipe.model.blocks or ""]:
         _check_expression(expression)
     solver = _solver_options(recipe.solver)
@@ -218,6 +218,7 @@ def _check_numbers(recipe: Recipe) -> None:
     for name, value, least in (
         ("--iters", recipe.iters, 1),
         ("rounds.steps", recipe.rounds.steps, 1),
+        ("rounds.passes", recipe.rounds.passes, 1),
         ("--nsamples", recipe.data.nsamples, 1),
         ("--seqlen", recipe.data.seqlen, 2),
         ("data.heldout", recipe.data.heldout, 0),

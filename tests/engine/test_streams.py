@@ -71,7 +71,9 @@ def by_engine(
     model, run = load(str(directory)), RunDir.open(output, directory)
     run.start({}, {}, [block.name for block in model.blocks], 0)
     patterns = {matrix.name: Unstructured(0.5) for matrix in model.matrices}
-    prune_blocks(model, TwoStreams(batches, judges, 0.01), build("sparsegpt", {}), patterns, run, Silent())
+    prune_blocks(
+        model, TwoStreams(batches, judges, 0.01, residual=False), build("sparsegpt", {}), patterns, run, Silent()
+    )
     answers: dict[str, Tensor] = {}
     for path in output.glob("*.safetensors"):
         answers |= load_file(path)
@@ -91,7 +93,7 @@ def test_targets_are_as_by_hand(zoo: Zoo, tmp_path: Path) -> None:
 def test_the_dense_stream_is_the_dense_model(zoo: Zoo, family: str) -> None:
     """Bit for bit, while every matrix of the other stream is set to zero on the way."""
     model, plain, batches = load(str(zoo(family))), reference(zoo(family)), token_batches(2)
-    streams = TwoStreams(batches[:1], batches[1:], 0.01)
+    streams = TwoStreams(batches[:1], batches[1:], 0.01, residual=True)
     found: dict[int, Tensor] = {}
     modules = [block.module for block in model.blocks]
     with Walk(model.network, modules, streams.batches, lambda key, out: found.update({key: out.logits})) as walk:
@@ -109,7 +111,7 @@ def test_the_dense_stream_is_the_dense_model(zoo: Zoo, family: str) -> None:
 
 def pruned(source: Path, tokens: Path, output: Path) -> dict[str, Any]:
     data = {"dataset": str(tokens), "nsamples": 16, "seqlen": 32, "heldout": 6}
-    tree = {"model": {"name": str(source)}, "data": data, "evaluation": ["heldout"], "target": "corrected"}
+    tree = {"model": {"name": str(source)}, "data": data, "evaluation": ["heldout"], "target": "stream"}
     return prune(make_recipe(tree), output, Silent())
 
 

@@ -27,17 +27,18 @@ DECAY = 0.75
 
 @dataclass(frozen=True)
 class Tuning:
-    """One pass: `steps` optimizer steps over a lesson, the rate falling to zero by a cosine; masked: zeros stay."""
+    """`passes` over a lesson of `steps` optimizer steps each; the rate falls to zero by a cosine. masked: zeros stay."""
 
     steps: int
     masked: bool
+    passes: int = 1
 
     def shares(self, lesson: Lesson) -> list[range]:
-        """The batches of each step, in order; at least one a step."""
+        """The batches of each step of all passes, in order; at least one a step."""
         count = len(lesson.batches)
         steps = min(self.steps, count)
         edges = [round(count * step / steps) for step in range(steps + 1)]
-        return [range(a, b) for a, b in pairwise(edges)]
+        return [range(a, b) for a, b in pairwise(edges)] * self.passes
 
     def run(
         self, weights: Source, lesson: Lesson, shares: Sequence[Sequence[int]], rate: float, step: Callable[[], None]

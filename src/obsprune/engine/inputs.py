@@ -89,6 +89,20 @@ def require_finite(gram: Gram) -> None:
         raise InputError(f"the inputs of {gram.name} are not finite; compute in a wider type (--dtype float32)")
 
 
+def distinct_inputs(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) -> list[list[Matrix]]:
+    """Lets `run` run a block; shows each distinct input as x_TC to `sink`, for the first matrix it enters (the leader);
+    returns the matrices that share their inputs, the leader first.
+    """
+    leaders: dict[Identity, Matrix] = {}
+
+    def see(matrix: Matrix, x: Tensor) -> None:
+        if leaders.setdefault(identity(x), matrix) is matrix:
+            with torch.no_grad():
+                sink(matrix, matrix.tokens(x))
+
+    return grouped(calls_of(run, matrices, see), matrices)
+
+
 @dataclass
 class Inputs:
     """The Grams of one block's matrices, one for each distinct input, and who shares it."""
@@ -102,21 +116,16 @@ class Inputs:
 
         also(matrix, x_TC): called with each distinct input, for the first matrix it enters.
         """
-        leaders: dict[Identity, Matrix] = {}
 
-        def add(matrix: Matrix, x: Tensor) -> None:
-            if leaders.setdefault(identity(x), matrix) is matrix:
-                gram = self.grams.setdefault(matrix, Gram(matrix.shape[1], matrix.name, matrix.device))
-                with torch.no_grad():
-                    gram.add(matrix.tokens(x))
-                    also(matrix, matrix.tokens(x))
+        def add(matrix: Matrix, x_TC: Tensor) -> None:
+            self.grams.setdefault(matrix, Gram(matrix.shape[1], matrix.name, matrix.device)).add(x_TC)
+            also(matrix, x_TC)
 
-        groups = grouped(calls_of(run, self.matrices, add), self.matrices)
+        groups = distinct_inputs(run, self.matrices, add)
         self.groups = self.groups or groups
         if groups != self.groups or {group[0] for group in groups} != set(self.grams):
-            raise WalkMismatch(
-                f"who shares the input of {groups[0][0].name} changes from batch to batch; use --iters 1"
-            )
+            name = groups[0][0].name
+            raise WalkMismatch(f"who shares the input of {name} changes from batch to batch; this is unsupported")
 
     def shared(self) -> list[tuple[Gram, list[Matrix]]]:
         """Each Gram with the matrices it belongs to."""

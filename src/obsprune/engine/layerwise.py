@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
@@ -26,7 +26,8 @@ from obsprune.solvers.base import AnySolver, Solution
 class Pruned:
     """What became of one matrix. error = loss / tr W H Wᵀ, the share of the output's energy that was lost.
 
-    correction: how far its target was moved from W (0) to the corrected one (1).
+    correction: how far its target was moved from W (0) to the corrected one (1); residual: whether that one makes up
+    for what the residual stream has lost.
     """
 
     name: str
@@ -37,8 +38,9 @@ class Pruned:
     error: float
     damping: float
     tokens: int
-    correction: float
     seconds: float
+    correction: float = 0.0
+    residual: bool = False
 
 
 def prune_blocks(
@@ -95,15 +97,13 @@ def solve_group(measured: Measured, solver: AnySolver, patterns: Mapping[str, Pa
         weight = matrix.read()
         solution = solver.solve(measured.point(matrix, weight), state, patterns[matrix.name])
         end = time.perf_counter()
-        result = outcome(matrix, weight, solution, gram, end - start, measured.share)
+        result = outcome(matrix, weight, solution, gram, end - start)
         matrix.write(solution.weight)  # last: `weight` may be a view of what it overwrites
-        yield result
+        yield replace(result, correction=measured.share, residual=matrix in measured.writers)
         start = end
 
 
-def outcome(
-    matrix: Matrix, dense: Tensor, solution: Solution, gram: Gram, seconds: float, share: float = 0.0
-) -> Pruned:
+def outcome(matrix: Matrix, dense: Tensor, solution: Solution, gram: Gram, seconds: float) -> Pruned:
     """What the answer is worth beside the dense weight."""
     zeros, energy = int((solution.weight == 0).sum()), layer_loss(dense, gram.H_CC)
     loss = layer_loss(dense.to(gram.H_CC.dtype) - solution.weight.to(gram.H_CC.dtype), gram.H_CC)
@@ -116,6 +116,5 @@ def outcome(
         error=loss / energy if energy else 0.0,
         damping=solution.damping,
         tokens=gram.count,
-        correction=share,
         seconds=seconds,
     )

@@ -1,8 +1,9 @@
 """How calibration passes the blocks: through the pruned model alone, or through the dense one beside it.
 
 With one stream a layer is asked to keep its own output on the inputs it gets. With two, a layer of the pruned model is
-asked for the output that the dense model's layer has on *its* inputs (core/targets.py): errors of earlier blocks are
-repaired instead of passed on. How far to go is judged on held-out sequences, for each group of matrices.
+asked for the output that the dense model's layer has on *its* inputs (core/targets.py): errors of earlier layers are
+repaired instead of passed on. A layer that writes to the residual stream is also asked for what the stream itself has
+lost on the way. How far to go is judged on held-out sequences, for each group of matrices.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from obsprune.core.statistics import Cross, Gram
 from obsprune.core.targets import SHARES, corrected, mismatch
-from obsprune.engine.inputs import Identity, Inputs, Run, calls_of, identity, measure, shared_inputs
+from obsprune.engine.inputs import Inputs, distinct_inputs, measure, shared_inputs
 from obsprune.models.matrices import Matrix, exchanged
+from obsprune.models.residual import Junction, find_junctions, watched
 from obsprune.models.walk import Stop
 
 Point = Callable[[Matrix, Tensor], Tensor]
@@ -29,12 +31,16 @@ Batches = Sequence[Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Measured:
-    """A Gram, the matrices it belongs to, what the solver is to approximate for each, and how far that is from W."""
+    """A Gram, the matrices it belongs to, and what the solver is to approximate for each.
+
+    share: how far that is from W to the corrected target; writers: which of them also repair the residual stream.
+    """
 
     gram: Gram
     group: list[Matrix]
     point: Point = lambda matrix, dense: dense
     share: float = 0.0
+    writers: frozenset[Matrix] = frozenset()
 
 
 class Streams(ABC):
@@ -73,30 +79,44 @@ class OneStream(Streams):
 
 @dataclass
 class _Pairs:
-    """Sums over one set of batches for one group of matrices: the Gram of the pruned model's inputs x, and K = Σ y xᵀ
-    with the dense model's inputs y.
+    """Sums over one set of batches for one group of matrices: the Gram of the pruned model's inputs x, K = Σ y xᵀ with
+    the dense model's inputs y, and for each matrix that writes to the residual stream Σ (g − h) xᵀ, g and h the stream
+    before it in the dense and in the pruned model, in units of the matrix's output.
     """
 
     inputs: Inputs
+    junctions: Mapping[Matrix, Junction]
     crosses: dict[Matrix, Cross] = field(default_factory=dict)
+    residuals: dict[Matrix, Cross] = field(default_factory=dict)
 
-    def observe(self, dense: Run, sparse: Run) -> None:
+    def observe(self, block: nn.Module, dense: Callable[[], Any], sparse: Callable[[], Any]) -> None:
         """Runs the block on one batch of both streams."""
-        seen: dict[Matrix, list[Tensor]] = {}
-        leaders: dict[Identity, Matrix] = {}
+        y: dict[Matrix, list[Tensor]] = {}
+        x: dict[Matrix, list[Tensor]] = {}
+        g: dict[Matrix, list[Tensor]] = {}
+        h: dict[Matrix, list[Tensor]] = {}
+        with watched(block, self.junctions, partial(_collect, g)) as returned:
+            distinct_inputs(lambda: returned(dense()), self.inputs.matrices, partial(_collect, y))
+        with watched(block, self.junctions, partial(_collect, h)) as returned:
+            self.inputs.observe(lambda: returned(sparse()), partial(_collect, x))
+        for group in self.inputs.groups:
+            for y_TC, x_TC in zip(y[group[0]], x[group[0]], strict=True):
+                self._cross(self.crosses, group[0], group[0].shape[1]).add(y_TC, x_TC)
+            for matrix in group:
+                for g_TR, h_TR, x_TC in zip(g.get(matrix, []), h.get(matrix, []), x[group[0]], strict=False):
+                    self._cross(self.residuals, matrix, matrix.shape[0]).add(g_TR - h_TR, x_TC)
 
-        def keep(matrix: Matrix, x: Tensor) -> None:
-            if leaders.setdefault(identity(x), matrix) is matrix:
-                seen.setdefault(matrix, []).append(matrix.tokens(x).clone())  # a block may change it in place later
+    def _cross(self, table: dict[Matrix, Cross], matrix: Matrix, rows: int) -> Cross:
+        return table.setdefault(matrix, Cross(rows, matrix.shape[1], matrix.device))
 
-        calls_of(dense, self.inputs.matrices, keep)
+    def goal(self, matrix: Matrix, leader: Matrix, W_RC: Tensor) -> Tensor:
+        """K_RC = Σ t xᵀ with t what the matrix should give."""
+        K_RC = W_RC @ self.crosses[leader].K_RC
+        return K_RC + self.residuals[matrix].K_RC if matrix in self.residuals else K_RC
 
-        def pair(matrix: Matrix, x_TC: Tensor) -> None:
-            columns = matrix.shape[1]
-            cross = self.crosses.setdefault(matrix, Cross(columns, columns, matrix.device))
-            cross.add(seen[matrix].pop(0), x_TC)
 
-        self.inputs.observe(sparse, pair)
+def _collect(into: dict[Matrix, list[Tensor]], matrix: Matrix, tokens: Tensor) -> None:
+    into.setdefault(matrix, []).append(tokens.clone())  # a block may change in place what it gave away
 
 
 @final
@@ -105,19 +125,21 @@ class TwoStreams(Streams):
     error of a group is seen, and repaired, by the next.
     """
 
-    def __init__(self, batches: Batches, judges: Batches, damping: float) -> None:
+    def __init__(self, batches: Batches, judges: Batches, damping: float, residual: bool) -> None:
         both = [*batches, *judges]
         self.batches, self.count, self.first_judge = [*both, *both], len(both), len(batches)
         self.sparse = range(len(both), 2 * len(both))
-        self.damping = damping
+        self.damping, self.residual = damping, residual
 
     def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
         dense = {matrix: matrix.weight.clone() for matrix in matrices}
+        junctions = find_junctions(stop.module, matrices, stop.call(0)) if self.residual else {}
         for group in shared_inputs(stop, matrices):
-            work, judge = _Pairs(Inputs(group)), _Pairs(Inputs(group))
+            own = {matrix: junctions[matrix] for matrix in group if matrix in junctions}
+            work, judge = _Pairs(Inputs(group), own), _Pairs(Inputs(group), own)
             for key in range(self.count):
                 pairs = work if key < self.first_judge else judge
-                pairs.observe(partial(_run_with, dense, stop, key), partial(stop.run, self.count + key))
+                pairs.observe(stop.module, partial(_run_with, dense, stop, key), partial(stop.run, self.count + key))
             yield self._measured(work, judge)
         with exchanged(dense):
             stop.hand_on(range(self.count))
@@ -125,26 +147,27 @@ class TwoStreams(Streams):
     def _measured(self, work: _Pairs, judge: _Pairs) -> Measured:
         """The group's targets, moved by the share that fits the judging sequences best."""
         ((gram, group),), ((judging, _),) = work.inputs.shared(), judge.inputs.shared()
-        (cross,), (judged,) = work.crosses.values(), judge.crosses.values()
         weights = {matrix: matrix.read().to(gram.H_CC) for matrix in group}
-        targets = {
-            matrix: corrected(W_RC, W_RC @ cross.K_RC, gram.H_CC, self.damping) for matrix, W_RC in weights.items()
-        }
+        targets, judged = {}, {}
+        for matrix, W_RC in weights.items():
+            targets[matrix] = corrected(W_RC, work.goal(matrix, group[0], W_RC), gram.H_CC, self.damping)
+            judged[matrix] = judge.goal(matrix, group[0], W_RC)
 
         def error(share: float) -> float:
             return sum(
-                mismatch(torch.lerp(W_RC, targets[matrix], share), W_RC @ judged.K_RC, judging.H_CC)
+                mismatch(torch.lerp(W_RC, targets[matrix], share), judged[matrix], judging.H_CC)
                 for matrix, W_RC in weights.items()
             )
 
         share = min(SHARES, key=error)
-        return Measured(gram, group, lambda matrix, dense: torch.lerp(weights[matrix], targets[matrix], share), share)
+        point = {matrix: torch.lerp(W_RC, targets[matrix], share) for matrix, W_RC in weights.items()}
+        return Measured(gram, group, lambda matrix, dense: point[matrix], share, frozenset(work.residuals))
 
     def pass_by(self, stop: Stop, loaded: AbstractContextManager[None]) -> None:
         with loaded:
             stop.hand_on(range(self.count))
 
 
-def _run_with(weights: Mapping[Matrix, Tensor], stop: Stop, key: int) -> None:
+def _run_with(weights: Mapping[Matrix, Tensor], stop: Stop, key: int) -> Any:
     with exchanged(weights):
-        stop.run(key)
+        return stop.run(key)

@@ -96,6 +96,11 @@ class Stop:
         """The batches that still wait here."""
         return sorted(self._walk.calls)
 
+    @property
+    def module(self) -> nn.Module:
+        """The block itself."""
+        return self._walk.blocks[self.index]
+
     def run(self, key: int) -> Any:
         """The block's output (whatever the block returns) for one batch, with its weights as they are now."""
         block, args, kwargs = self._walk.calls[key]
