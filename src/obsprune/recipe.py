@@ -61,8 +61,8 @@ class RoundsPart:
 
     tune: fine-tuning before the projection: `masked` (zeros stay), `free` (every weight may come back), or `none`;
     steps: its optimizer steps in each of `passes` over the sequences, at most one a sequence; step: `newton`, `local`,
-    or `none` (projection alone); damping: λ of the Newton step as a share of the mean diagonal; memory: where all that a
-    round keeps lives: `auto`, `device`, `host`, `disk`.
+    or `none` (projection alone); damping: λ of the Newton step as a share of the mean diagonal; memory: where all that
+    a round keeps lives: `auto`, `device`, `host`, `disk`.
     """
 
     tune: str = "masked"

@@ -27,7 +27,7 @@ DECAY = 0.75
 
 @dataclass(frozen=True)
 class Tuning:
-    """`passes` over a lesson of `steps` optimizer steps each; the rate falls to zero by a cosine. masked: zeros stay."""
+    """`passes` over a lesson, each of `steps` steps, the rate falling to zero by a cosine; masked: zeros stay."""
 
     steps: int
     masked: bool
