@@ -125,6 +125,30 @@ def brute_force(W_RC: Tensor, A_CC: Tensor, allowed: Callable[[Tensor], bool]) -
     return best
 
 
+def obs_sweep(w_C: Tensor, A_CC: Tensor) -> list[tuple[float, int]]:
+    """(loss, column) of every removal from one row, each with the inverse of what is left, computed anew."""
+    w_C, left, removals = w_C.clone(), list(range(len(w_C))), []
+    while left:
+        G = torch.linalg.inv(A_CC[left][:, left])
+        costs = w_C[left] ** 2 / G.diagonal()
+        p = int(costs.argmin())
+        removals.append((float(costs[p]), left[p]))
+        w_C[left] -= G[:, p] * (w_C[left[p]] / G[p, p])
+        w_C[left[p]] = 0
+        left.pop(p)
+    return removals
+
+
+def obc(W_RC: Tensor, A_CC: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """ExactOBS with a budget over all rows: always the row whose next removal costs least; then a refit."""
+    ahead = [obs_sweep(w_C, A_CC) for w_C in W_RC]
+    keep_RC = torch.ones(W_RC.shape, dtype=torch.bool)
+    for _ in range(count):
+        row = min((r for r in range(len(ahead)) if ahead[r]), key=lambda r: ahead[r][0])
+        keep_RC[row, ahead[row].pop(0)[1]] = False
+    return least_squares(W_RC, A_CC, keep_RC), keep_RC
+
+
 SMALL_ORACLE = Path(__file__).parent / "oracles/sparsegpt-small.safetensors"
 SMALL_RULES = {"50": whole(0.5), "row-50": per_row(0.5), "2of4": n_of_m(2, 4)}
 

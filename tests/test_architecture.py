@@ -27,6 +27,7 @@ ROOMS = [
     "evaluate",
     "report",
     "recipe",
+    "presets",
     "pipeline",
     "cli",
 ]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from obsprune.models.checkpoint import Checkpoint
 from obsprune.pipeline import prune
+from obsprune.presets import layered
 from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
 
@@ -125,3 +126,26 @@ def test_rounds_reach_what_was_measured(
     assert score["pruned"]["perplexity"] <= most
     assert [entry["kept"] for entry in report["rounds"]] == [True] * 3
     assert report["data"]["rounds"] | {"sha256": []} == {"sequences_seen": 384, "fresh": [True] * 3, "sha256": []}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "settings", "most"),
+    [
+        ("fast", {"sparsity": 0.5}, 17.0),
+        ("fast", {"pattern": "2:4"}, 28.0),
+        ("balanced", {"sparsity": 0.5}, 9.0),
+        ("balanced", {"pattern": "2:4"}, 13.8),
+        ("balanced", {"sparsity": 0.7}, 28.0),
+        ("best", {"sparsity": 0.5}, 6.2),
+    ],
+)
+def test_presets_reach_what_was_measured(
+    assets: Path, oracles: Path, tmp_path: Path, preset: str, settings: dict[str, Any], most: float
+) -> None:
+    """128 sequences a round, 16 of them held out."""
+    data = {"dataset": str(assets / "text/tinystories-calibration.txt"), "nsamples": 112, "seqlen": 256}
+    evaluation = [f"text={oracles / ORACLE}:evaluation_input_ids"]
+    flags = {"model": {"name": str(assets / "stories260k")}, "data": data, "evaluation": evaluation, **settings}
+    report = prune(make_recipe(*layered(preset, {}, flags)), tmp_path / "out", Silent())
+    assert next(iter(report["evaluation"].values()))["pruned"]["perplexity"] <= most

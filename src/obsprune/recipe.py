@@ -127,8 +127,9 @@ class Recipe:
         assert self.sparsity is not None
         percent = f"{100 * self.sparsity:.4g}"
         what = {"unstructured": percent, "row": f"row-{percent}"}.get(self.pattern, self.pattern.replace(":", "of"))
+        target = f"-{self.target}" if self.target != "own" else ""
         rounds = f"-iters{self.iters}" if self.iters > 1 else ""
-        return f"{self.solver['name']}-{what}{rounds}"
+        return f"{self.solver['name']}{target}-{what}{rounds}"
 
 
 TARGETS = ("own", "corrected", "stream")

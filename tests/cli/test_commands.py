@@ -15,7 +15,7 @@ import pytest
 from driver import Cli
 
 SMALL = ("--nsamples", "8", "--eval", "heldout")
-FLAGS = ("--sparsity", "0.7", "--eval", "none", "--nsamples", "16", "--json", "--force")
+FLAGS = ("--solver", "sparsegpt", "--sparsity", "0.7", "--eval", "none", "--nsamples", "16", "--json", "--force")
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
@@ -41,12 +41,12 @@ def test_help_answers_in_half_a_second() -> None:
 def test_prune_prints_only_the_path_on_stdout(cli: Cli, tmp_path: Path) -> None:
     result = cli("prune", "demo", "--sparsity", "0.5", *SMALL)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "obsprune-out/demo-sparsegpt-50\n"
+    assert result.stdout == "obsprune-out/demo-admm-stream-50\n"
     for phrase in ("[4/4] model.layers.3", "heldout", "dense", "pruned", "reached 0.5000", "peak memory"):
         assert phrase in result.stderr
     newest = cli("eval")
-    assert "obsprune-out/demo-sparsegpt-50" in newest.stderr
-    report = json.loads((tmp_path / "obsprune-out/demo-sparsegpt-50/report.json").read_text())
+    assert "obsprune-out/demo-admm-stream-50" in newest.stderr
+    report = json.loads((tmp_path / "obsprune-out/demo-admm-stream-50/report.json").read_text())
     assert f"{report['evaluation']['heldout']['pruned']['perplexity']:.4f}" in newest.stdout
 
 
@@ -57,13 +57,13 @@ def test_json_is_all_there_is(cli: Cli) -> None:
     assert report["sparsity"] == {"asked": 0.5, "pattern": "2:4", "reached": 0.5} | {
         key: report["sparsity"][key] for key in ("zeros", "weights")
     }
-    assert report["output"].endswith("demo-sparsegpt-2of4")
+    assert report["output"].endswith("demo-admm-stream-2of4")
     assert json.loads(Path(report["output"], "report.json").read_text()) == report
 
 
 def test_quiet(cli: Cli) -> None:
     result = cli("prune", "demo", "-q", "--eval", "none", "--nsamples", "4")
-    assert (result.stderr, result.stdout) == ("", "obsprune-out/demo-sparsegpt-50\n")
+    assert (result.stderr, result.stdout) == ("", "obsprune-out/demo-admm-stream-50\n")
 
 
 def test_left_out_evaluation_is_said(cli: Cli) -> None:
@@ -202,11 +202,11 @@ def test_a_kill_between_two_rounds_changes_no_byte(tmp_path: Path) -> None:
 def test_rounds_are_shown(cli: Cli) -> None:
     result = cli("prune", "demo", "--iters", "2", "--set", "rounds.steps=4", *SMALL)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "obsprune-out/demo-sparsegpt-50-iters2\n"
+    assert result.stdout == "obsprune-out/demo-admm-stream-50-iters2\n"
     lines = result.stderr.splitlines()
     for number in (1, 2):
         assert sum(line.startswith(f"round {number} of 2: held-out KL ") for line in lines) == 1
     for phrase in ("rounds, on held-out text", "of the mask moved", "16 different ones in all rounds", "2 *"):
         assert phrase in result.stderr
-    report = json.loads(Path("obsprune-out/demo-sparsegpt-50-iters2/report.json").read_text())
+    report = json.loads(Path("obsprune-out/demo-admm-stream-50-iters2/report.json").read_text())
     assert [entry["best"] for entry in report["rounds"]] == [False, True]

@@ -7,16 +7,7 @@ from hypothesis import strategies as st
 from reference import drop_lowest
 from torch import Tensor
 
-from obsprune.core.patterns import (
-    Given,
-    Lowest,
-    LowestPerRow,
-    NofM,
-    Pattern,
-    PerRow,
-    Unstructured,
-    prune_lowest,
-)
+from obsprune.core.patterns import Given, Lowest, LowestPerRow, NofM, Pattern, PerRow, Unstructured, prune_lowest
 from obsprune.errors import InputError
 
 # Derandomised: the same examples on every machine.
@@ -169,3 +160,34 @@ def test_check_accepts_a_matrix_that_can(pattern: Pattern) -> None:
 def test_a_tile_has_no_tiles(pattern: Pattern) -> None:
     with pytest.raises(TypeError):
         pattern.tile(4, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "closed"),
+    [
+        (Unstructured(0.5), []),
+        (Lowest(3), []),
+        (PerRow(0.25), [[0, 0], [0, 1], [0, 3], [0, 4], [0, 5], [0, 6], [0, 7]]),
+        (LowestPerRow(1), [[0, 0], [0, 1], [0, 3], [0, 4], [0, 5], [0, 6], [0, 7]]),
+        (NofM(3, 4), [[0, 0], [0, 1], [0, 3], [1, 4], [1, 6], [1, 7]]),
+        (Given(torch.tensor([[True] * 8, [False] * 8])), [[0, c] for c in (0, 1, 3, 4, 5, 6, 7)]),
+    ],
+)
+def test_what_may_be_pruned_next(pattern: Pattern, closed: list[list[int]]) -> None:
+    """After one removal from each of two rows: survivors that the pattern protects from now on."""
+    keep_RC = torch.ones(2, 8, dtype=torch.bool)
+    keep_RC[0, 2] = keep_RC[1, 5] = False
+    if isinstance(pattern, PerRow):
+        keep_RC[0, 6] = False
+        closed = [place for place in closed if place != [0, 6]]
+    if isinstance(pattern, LowestPerRow):
+        closed = closed + [[1, c] for c in (0, 1, 2, 3, 4, 6, 7)]
+    may_RC = pattern.may_prune(keep_RC)
+    assert not bool((may_RC & ~keep_RC).any())
+    assert (keep_RC & ~may_RC).nonzero().tolist() == closed
+
+
+def test_rows_of_a_given_mask() -> None:
+    mask_RC = torch.rand(6, 5) < 0.5
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    assert torch.equal(Given(mask_RC).may_prune(everything, slice(3, 5)), ~mask_RC[3:5])

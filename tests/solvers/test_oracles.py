@@ -36,6 +36,9 @@ class OneTooMany(Pattern):
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         return self
 
+    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
+        raise NotImplementedError
+
     def pruned(self, rows: int, columns: int) -> int:
         raise NotImplementedError
 

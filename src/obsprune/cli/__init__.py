@@ -10,6 +10,7 @@ from obsprune.cli.console import guarded
 from obsprune.cli.evaluate import evaluate
 from obsprune.cli.inspect import inspect
 from obsprune.cli.prune import prune
+from obsprune.cli.recipe import app as recipe
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")}
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {"prune": prune, "eval": evaluate, "inspect": inspect}
 for name, command in COMMANDS.items():
     app.command(name, context_settings=SETTINGS)(guarded()(command))
+app.add_typer(recipe, name="recipe")
 
 
 def _version(show: bool) -> None:

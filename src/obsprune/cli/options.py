@@ -29,8 +29,16 @@ Pattern = Annotated[
         help="unstructured, row, or n:m (n KEPT of every m inputs, such as 2:4). [default: unstructured; row for wanda]"
     ),
 ]
-Solver = Annotated[str | None, Option(help="magnitude, wanda, sparsegpt or admm. [default: sparsegpt]")]
-Iters = Annotated[int | None, Option(help="Rounds of I-OBS, each on new sequences; 1 is one shot. [default: 1]")]
+Solver = Annotated[
+    str | None, Option(help="magnitude, wanda, sparsegpt, obc or admm, as published. [default: a preset]")
+]
+Preset = Annotated[
+    str | None,
+    Option(help="fast, balanced or best; see obsprune recipe. [default: balanced, unless a solver is named]"),
+]
+Iters = Annotated[
+    int | None, Option(help="Rounds of I-OBS, each on new sequences; 1 is one shot. [default: 1; best: 3]")
+]
 Skip = Annotated[list[str] | None, Option(metavar="REGEX", help="Matrices whose name matches stay dense. Repeatable.")]
 Config = Annotated[Path | None, Option(help="A recipe (YAML); flags override it.")]
 Set = Annotated[

@@ -22,6 +22,7 @@ def prune(
     model: options.Model = None,
     sparsity: options.Sparsity = None,
     pattern: options.Pattern = None,
+    preset: options.Preset = None,
     solver: options.Solver = None,
     iters: options.Iters = None,
     dataset: options.Dataset = None,
@@ -48,6 +49,7 @@ def prune(
     """Prune a causal language model and write a sparse checkpoint."""
     quiet_libraries()
     from obsprune import pipeline
+    from obsprune.presets import layered
     from obsprune.recipe import make_recipe, parse_setting, read_recipe
 
     flags = _given(
@@ -63,7 +65,7 @@ def prune(
         evaluation=eval_,
     )
     settings = [parse_setting(text) for text in set_ or []]
-    recipe = make_recipe(read_recipe(config) if config else {}, flags, *settings)
+    recipe = make_recipe(*layered(preset, read_recipe(config) if config else {}, flags, *settings))
     if not recipe.model.name:
         raise InputError("no model given: name a directory, a Hugging Face id, or 'demo'")
     output = output_dir or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"

@@ -17,6 +17,9 @@ from obsprune.errors import NotPositiveDefinite
 LADDER = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Dampings climbed, after the one asked for, until the Cholesky factorisation succeeds."""
 
+BATCH_BYTES = 2**28
+"""Systems of rows that are solved together stay under this."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -94,6 +97,30 @@ def refit(W_RC: Tensor, Z_RC: Tensor, A_CC: Tensor, keep_RC: Tensor, steps: int)
         rho_R1, before_R1 = (R_RC * Y_RC).sum(1, keepdim=True), rho_R1
         P_RC = Y_RC + _ratio(rho_R1, before_R1) * P_RC
     return Z_RC
+
+
+def exact_refit(W_RC: Tensor, A_CC: Tensor, keep_RC: Tensor) -> Tensor:
+    """The minimiser of tr (W−Z) A (W−Z)ᵀ on each row's support, by a Cholesky factorisation a row.
+
+    A_KK (z − w)_K = A_KP w_P, K the kept and P the pruned columns of the row: where nothing is pruned nothing moves.
+    Rows are taken in batches of BATCH_BYTES. Raises NotPositiveDefinite.
+    """
+    size = max(1, BATCH_BYTES // (A_CC.numel() * A_CC.itemsize))
+    parts = zip(torch.split(W_RC, size), torch.split(keep_RC, size), strict=True)
+    return torch.cat([_refit_rows(W_BC, A_CC, keep_BC) for W_BC, keep_BC in parts])
+
+
+def _refit_rows(W_BC: Tensor, A_CC: Tensor, keep_BC: Tensor) -> Tensor:
+    """One batch: systems of all C columns, in which the pruned ones stand apart with a diagonal of their own."""
+    pruned_BC = W_BC.masked_fill(keep_BC, 0)
+    right_BC = (pruned_BC @ A_CC).mul_(keep_BC)
+    A_BCC = A_CC * keep_BC[:, :, None] * keep_BC[:, None, :]
+    A_BCC.diagonal(dim1=1, dim2=2).add_(A_CC.diagonal() * ~keep_BC)
+    L_BCC, info = torch.linalg.cholesky_ex(A_BCC)
+    if bool(info.any()):
+        raise NotPositiveDefinite("a layer to refit", 0, len(A_CC), 0.0)
+    move_BC = torch.cholesky_solve(right_BC[:, :, None], L_BCC)[:, :, 0]
+    return (W_BC + move_BC).masked_fill(~keep_BC, 0)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -34,6 +34,13 @@ class Pattern(ABC):
         """The rule for columns start…stop alone, with their share of the matrix's budget (cumulative rounding)."""
 
     @abstractmethod
+    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Which survivors may go next when one weight after the other is removed: bool [R, C].
+
+        keep_RC: what survives so far, all columns of these `rows` of the matrix.
+        """
+
+    @abstractmethod
     def pruned(self, rows: int, columns: int) -> int:
         """How many weights of a [rows, columns] matrix the rule prunes, exactly."""
 
@@ -74,6 +81,9 @@ class Lowest(Pattern):
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         raise TypeError("a tile has no tiles")
 
+    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
+        return keep_RC
+
     def pruned(self, rows: int, columns: int) -> int:
         return self.count
 
@@ -94,6 +104,9 @@ class LowestPerRow(Pattern):
 
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         raise TypeError("a tile has no tiles")
+
+    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
+        return keep_RC & ((~keep_RC).sum(1, keepdim=True) < self.count)
 
     def pruned(self, rows: int, columns: int) -> int:
         return self.count * rows
@@ -116,6 +129,9 @@ class Unstructured(Pattern):
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         return Lowest(self.pruned(rows, stop) - self.pruned(rows, start))
 
+    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
+        return keep_RC
+
     def pruned(self, rows: int, columns: int) -> int:
         return round(self.sparsity * rows * columns)
 
@@ -135,6 +151,9 @@ class PerRow(Pattern):
 
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         return LowestPerRow(self._of(stop) - self._of(start))
+
+    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
+        return LowestPerRow(self._of(keep_RC.shape[1])).may_prune(keep_RC)
 
     def pruned(self, rows: int, columns: int) -> int:
         return rows * self._of(columns)
@@ -165,6 +184,10 @@ class NofM(Pattern):
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         return self
 
+    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
+        groups = keep_RC.reshape(-1, self.m)
+        return (groups & (groups.sum(1, keepdim=True) > self.n)).view_as(keep_RC)
+
     def pruned(self, rows: int, columns: int) -> int:
         return rows * columns // self.m * (self.m - self.n)
 
@@ -190,6 +213,9 @@ class Given(Pattern):
 
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         return Given(self.mask_RC[:, start:stop])
+
+    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
+        return keep_RC & ~self.mask_RC[rows]
 
     def pruned(self, rows: int, columns: int) -> int:
         return int((~self.mask_RC).sum())

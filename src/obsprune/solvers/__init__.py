@@ -10,11 +10,18 @@ from obsprune.errors import InputError, nearest
 from obsprune.solvers.admm import ADMM
 from obsprune.solvers.base import AnySolver
 from obsprune.solvers.magnitude import Magnitude
+from obsprune.solvers.obc import OBC
 from obsprune.solvers.refitted import Refitted
 from obsprune.solvers.sparsegpt import SparseGPT
 from obsprune.solvers.wanda import Wanda
 
-SOLVERS: dict[str, type[AnySolver]] = {"magnitude": Magnitude, "wanda": Wanda, "sparsegpt": SparseGPT, "admm": ADMM}
+SOLVERS: dict[str, type[AnySolver]] = {
+    "magnitude": Magnitude,
+    "wanda": Wanda,
+    "sparsegpt": SparseGPT,
+    "obc": OBC,
+    "admm": ADMM,
+}
 
 
 def options(name: str) -> dict[str, Any]:
