@@ -88,6 +88,15 @@ ZOO: dict[str, Family] = {
 
 MIXTRAL = Family("MixtralConfig", GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}, "model.layers", QKVO)
 
+SHARED = GROUPED | {
+    "num_hidden_layers": 4, "num_kv_shared_layers": 2, "head_dim": 8, "sliding_window": 8,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "laurel_rank": 4,
+    "activation_sparsity_pattern": None, "intermediate_size": 48, "altup_num_inputs": 2,
+}  # fmt: skip
+SIDE_CHANNEL = Family("Gemma3nTextConfig", SHARED, "model.layers", LLAMA, tied=True)
+"""Later layers read the keys and values of earlier ones from an object beside the arguments."""
+
 
 @dataclass(frozen=True)
 class Zoo:

@@ -17,7 +17,7 @@ from obsprune import __version__
 from obsprune.core.patterns import Pattern
 from obsprune.engine.layerwise import prune_blocks
 from obsprune.engine.place import choose_place
-from obsprune.engine.preflight import check_walk
+from obsprune.engine.preflight import check_gradients, check_walk
 from obsprune.engine.rounds import Rounds
 from obsprune.engine.rundir import RECIPE, RunDir
 from obsprune.engine.steps import Projection
@@ -148,8 +148,11 @@ def prune(
         progress.notice(notice)
     tasks = plan_tasks(plan, progress)
     model, ids = plan.model, plan.draw.calibration
-    check_walk(model, {"input_ids": ids[:1, :64].to(model.device)}, progress)
-    if run.start(recipe.tree(), run_facts(plan), [block.name for block in model.blocks], model.checkpoint.bytes):
+    small = {"input_ids": ids[:1, :64].to(model.device)}
+    check_walk(model, small, progress)
+    if recipe.iters > 1:
+        check_gradients(model, small)
+    if run.start(recipe.tree(), run_facts(plan), [block.name for block in model.blocks], bytes_needed(plan)):
         progress.notice(f"continuing the unfinished run in {output}")
     try:
         evaluate(model, tasks, run, "dense", progress)
@@ -171,12 +174,20 @@ def prune(
     return report
 
 
+def bytes_needed(plan: Plan) -> int:
+    """Of disk: the result, and where there are rounds the weights of two of them."""
+    matrices = sum(rows * columns for rows, columns in (matrix.shape for matrix in plan.model.matrices))
+    rounds = 2 * matrices * plan.model.dtype.itemsize if plan.recipe.iters > 1 else 0
+    return plan.model.checkpoint.bytes + rounds
+
+
 def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
     """The first round: one shot."""
+    if run.recorded("shot") and all(run.committed(block.name) for block in plan.model.blocks):
+        return
     start, recipe = time.perf_counter(), plan.recipe
     prune_blocks(plan.model, make_streams(plan), recipe.make_solver(), plan.patterns, run, progress)
-    if run.recorded("shot") is None:
-        run.record("shot", seconds=time.perf_counter() - start)
+    run.record("shot", seconds=time.perf_counter() - start)
 
 
 def make_streams(plan: Plan) -> Streams:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from zoo import ZOO, Zoo, reference, token_rows
+from zoo import SIDE_CHANNEL, ZOO, Zoo, reference, token_rows
 
 from obsprune.core.patterns import Unstructured
 from obsprune.engine.finetune import Tuning, search
@@ -22,6 +22,7 @@ from obsprune.engine.rundir import RunDir
 from obsprune.engine.steps import Local, Newton, Projection
 from obsprune.engine.streams import OneStream
 from obsprune.engine.teacher import teach
+from obsprune.errors import WalkMismatch
 from obsprune.evaluate.perplexity import perplexity
 from obsprune.models.data import batches
 from obsprune.models.load import Model, load
@@ -280,3 +281,27 @@ def test_half_precision_checkpoints(zoo: Zoo, tokens: Path, tmp_path: Path, dtyp
     assert report["rounds"][1]["kept"]
     for path in (tmp_path / "out").glob("*.safetensors"):
         assert all(tensor.dtype == dtype for tensor in load_file(path).values())
+
+
+def test_what_gradients_cannot_follow_is_refused_before_anything_is_written(
+    zoo: Zoo, tokens: Path, tmp_path: Path
+) -> None:
+    source = zoo.make("gemma3n-shared", SIDE_CHANNEL)
+    with pytest.raises(WalkMismatch, match="only --iters 1"):
+        pruned(source, tokens, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_the_newest_rounds_weights_are_kept(
+    zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: RunDir, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDir, "finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pruned(zoo("qwen2"), tokens, tmp_path / "out", iters=4)
+    journal = [json.loads(line) for line in (tmp_path / "out/progress.jsonl").read_text().splitlines()]
+    kept = [event["round"] for event in journal if event["kind"] == "round" and event["kept"]]
+    assert len(kept) > 2
+    assert [path.name for path in (tmp_path / "out/rounds").iterdir()] == [str(kept[-1])]

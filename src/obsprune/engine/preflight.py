@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from obsprune.errors import InputError, WalkMismatch
+from obsprune.models.backward import Visit, backward_of, reverse_walk
 from obsprune.models.load import Model
-from obsprune.models.matrices import Matrix, observed
+from obsprune.models.matrices import Matrix, differentiated, observed
 from obsprune.models.walk import Walk
 from obsprune.progress import Progress
 
@@ -45,3 +47,19 @@ def _finite(matrix: Matrix, x: Tensor) -> None:
             f"the dense model's activations into {matrix.name} are not finite in {x.dtype}; "
             "compute in a wider type (--dtype float32), or the checkpoint is damaged"
         )
+
+
+def check_gradients(model: Model, batch: Mapping[str, Tensor]) -> None:
+    """Sends one small batch through the dense model and back, as rounds will. Raises WalkMismatch, InputError."""
+
+    @contextmanager
+    def backward_at(index: int) -> Iterator[Visit]:
+        block = model.blocks[index]
+        with block.loaded(model.device), differentiated(block.matrices):
+            yield lambda run: run()
+            for matrix in block.matrices:
+                matrix.take_gradient()
+
+    finish = backward_of(lambda _, output: output.logits.float().square().mean())
+    walk = Walk(model.network, [block.module for block in model.blocks], [batch], finish, record=True)
+    reverse_walk(walk, lambda index: model.blocks[index].loaded(model.device), backward_at)

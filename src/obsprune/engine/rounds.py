@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor
@@ -86,7 +87,10 @@ class Rounds:
             "moved": moved(before, best.weights, self.place),
             "matrices": {block: [asdict(result) for result in results] for block, results in best.matrices.items()},
         }
-        return self._record(number, score, time.perf_counter() - begin, **facts)
+        event = self._record(number, score, time.perf_counter() - begin, **facts)
+        if kept:
+            self.run.forget(number - 1)
+        return event
 
     def _rows_of_a_batch(self, rows: int) -> int:
         """So many that every step of a fine-tuning pass has a batch of its own."""
@@ -100,12 +104,17 @@ class Rounds:
         if rate is None:
             part = shares[: max(1, len(shares) // PROBE)]
             self.progress.stage("learning rates", len(RATES))
-            rate, _ = search(RATES, lambda rate: self._pass(before, lesson, judge, part, rate)[1])
+            rate, _ = search(RATES, partial(self._try, before, lesson, judge, part))
         else:
             rate *= DECAY
         self.progress.stage("fine-tuning", len(shares))
         point, divergence = self._pass(before, lesson, judge, shares, rate, self.progress.step)
         return (point, rate) if divergence < last["heldout_kl"] else (before, None)
+
+    def _try(self, before: Source, lesson: Lesson, judge: Lesson, part: Sequence[range], rate: float) -> float:
+        divergence = self._pass(before, lesson, judge, part, rate)[1]
+        self.progress.step(f"rate {rate:.2g}: held-out KL {divergence:.4f}")
+        return divergence
 
     def _pass(
         self,

@@ -126,6 +126,10 @@ class RunDir:
         """Where the weights of a round after the first lie until the run is finished."""
         return self.path / ROUNDS / str(number)
 
+    def forget(self, number: int) -> None:
+        """Deletes the weights of a round that a later one has replaced."""
+        shutil.rmtree(self.iterate(number), ignore_errors=True)
+
     @property
     def scratch(self) -> Path:
         """For files that need not outlive the process."""
