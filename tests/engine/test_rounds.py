@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,25 @@ def test_only_the_newest_rounds_weights_are_kept(
     kept = [event["round"] for event in journal if event["kind"] == "round" and event["kept"]]
     assert len(kept) > 2
     assert [path.name for path in (tmp_path / "out/rounds").iterdir()] == [str(kept[-1])]
+
+
+def test_a_rate_that_blows_up_is_passed_over(llama: Model, tmp_path: Path) -> None:
+    """Infinite weights give infinite divergence, not an error: the round goes on without fine-tuning."""
+    rows = token_rows(8)
+    run, projection = one_shot(llama, rows, tmp_path / "out")
+    place = OnDevice(llama)
+    with place.opened():
+        judge, lesson = teach(place, rows[:4], 2), teach(place, rows[4:], 1)
+        rounds = Rounds(Newton(), Tuning(4, True), projection, place, run, Silent(), 4)
+        shares = rounds.tuning.shares(lesson)
+        _, divergence = rounds._pass(Committed(run), lesson, judge, shares, 1e30)
+        assert divergence == math.inf
+        last = {"heldout_kl": judge.score(Committed(run)).kl, "rate": 1e30}
+        assert rounds._tuned(Committed(run), lesson, judge, last)[1] is None
+
+
+def test_targets_of_the_first_round_stay_in_the_report(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    report = pruned(zoo("llama"), tokens, tmp_path / "out", target="stream")
+    assert report["rounds"][1]["best"]
+    writers = {matrix["name"].rpartition(".")[2] for matrix in report["matrices"] if matrix["residual"]}
+    assert writers == {"o_proj", "down_proj"}

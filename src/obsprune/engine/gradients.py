@@ -21,6 +21,10 @@ from obsprune.models.matrices import differentiated
 from obsprune.models.walk import Walk
 
 
+class NotFinite(InputError):
+    """A gradient holds infinity or NaN: the numbers are too large for the dtype, or a learning rate was."""
+
+
 @dataclass
 class Sums:
     """What one block has gathered: gradients [R, C] by matrix name, float32, summed over tokens; Grams where wanted."""
@@ -39,10 +43,10 @@ class Sums:
             self.gradients[name] = self.gradients[name].add_(gradient) if name in self.gradients else gradient.clone()
 
     def check(self) -> None:
-        """Raises InputError when a gradient is not finite."""
+        """Raises NotFinite when a gradient is."""
         for name, gradient in self.gradients.items():
             if not bool(gradient.isfinite().all()):
-                raise InputError(f"the gradient of {name} is not finite; compute in a wider type (--dtype float32)")
+                raise NotFinite(f"the gradient of {name} is not finite; compute in a wider type (--dtype float32)")
 
 
 def gradients(

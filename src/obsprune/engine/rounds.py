@@ -9,6 +9,7 @@ is better than the round before: else the rounds end there. What was measured: R
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +19,12 @@ from typing import Any, final
 from torch import Tensor
 
 from obsprune.engine.finetune import DECAY, RATES, Tuning, search
+from obsprune.engine.gradients import NotFinite
 from obsprune.engine.place import OnDisk, Place, Source, Store
 from obsprune.engine.rundir import Event, RunDir
 from obsprune.engine.steps import Candidate, Newton, Projection, Step
 from obsprune.engine.teacher import Lesson, Score, teach
+from obsprune.errors import ObspruneError
 from obsprune.models.blocks import Block
 from obsprune.progress import Progress, Silent
 
@@ -57,7 +60,10 @@ class Rounds:
         self._finish()
 
     def _first(self, judge: Lesson, seconds: float) -> Event:
-        return self._record(1, judge.score(self._iterate(1)), seconds, kept=True)
+        score = judge.score(self._iterate(1))
+        if math.isinf(score.kl):
+            raise ObspruneError("the pruned model's logits are not finite; compute in a wider type (--dtype float32)")
+        return self._record(1, score, seconds, kept=True)
 
     def _record(self, number: int, score: Score, seconds: float, **facts: Any) -> Event:
         values = {"heldout_kl": score.kl, "perplexity": score.perplexity, "seconds": seconds, **facts}
@@ -127,7 +133,10 @@ class Rounds:
     ) -> tuple[Source, float]:
         """The point after a fine-tuning pass over some shares of a lesson, and how far it is, projected, from dense."""
         assert self.tuning is not None
-        point = self.tuning.run(before, lesson, shares, rate, step)
+        try:
+            point = self.tuning.run(before, lesson, shares, rate, step)
+        except NotFinite:  # the rate was far too large: it is shown as infinitely bad, and another is taken
+            return before, math.inf
         if self.tuning.masked:
             return point, judge.score(point).kl
         projected = Newton().candidates(point, lesson, self.projection, [0.0], Silent())
@@ -151,7 +160,15 @@ class Rounds:
         for index, block in enumerate(model.blocks):
             with self.place.at(index, weights):
                 changed = {matrix.parameter for matrix in block.matrices}
-                self.run.commit(block.name, block.tensors(changed), best["matrices"].get(block.name, []), 0.0)
+                matrices = [self._with_target(block, result) for result in best["matrices"].get(block.name, [])]
+                self.run.commit(block.name, block.tensors(changed), matrices, 0.0)
+
+    def _with_target(self, block: Block, result: Event) -> Event:
+        """What became of a matrix in the last round, with what its first round's target was."""
+        first = self.run.recorded("block", name=block.name)
+        assert first is not None
+        before = next(matrix for matrix in first["matrices"] if matrix["name"] == result["name"])
+        return result | {"correction": before["correction"], "residual": before["residual"]}
 
 
 @final

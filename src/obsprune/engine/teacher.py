@@ -6,6 +6,7 @@ in front of the head, and whatever the architecture does after it (scaling, capp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 
 from obsprune.core.losses import divergence, log_probabilities, next_token_nll, perplexity
 from obsprune.engine.place import Dense, Place, Source
-from obsprune.errors import ObspruneError
 from obsprune.models.data import batches
 from obsprune.models.walk import Walk
 
@@ -61,7 +61,7 @@ class Lesson:
             handle.remove()
 
     def score(self, weights: Source) -> Score:
-        """How far the model with these weights is from the dense one. Raises ObspruneError when it is not a number."""
+        """How far the model with these weights is from the dense one; infinitely far when its logits are not finite."""
         sums = torch.zeros(2, dtype=torch.float64)
 
         def finish(key: int, output: Any) -> None:
@@ -76,9 +76,7 @@ class Lesson:
                 with place.at(stop.index, weights):
                     stop.hand_on()
         kl, nll = (sums / torch.tensor([self.tokens, self.tokens - sum(map(_rows, self.batches))])).tolist()
-        if not kl == kl:
-            raise ObspruneError("the pruned model's logits are not finite; compute in a wider type (--dtype float32)")
-        return Score(kl, nll)
+        return Score(kl, nll) if math.isfinite(kl + nll) else Score(math.inf, math.inf)
 
 
 def _rows(batch: dict[str, Tensor]) -> int:
