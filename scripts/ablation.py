@@ -1,0 +1,78 @@
+"""Prunes a model with one component after the other switched on, and prints a Markdown table of perplexities.
+
+    python scripts/ablation.py MODEL --dataset FILE --eval text=FILE [--nsamples 112] [--seqlen 256] [--seeds 3]
+        [--patterns 0.5 2:4 0.7] [--only balanced best]
+
+Every row is a recipe (settings as --set takes them); the median of the seeds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from obsprune.pipeline import prune
+from obsprune.presets import layered
+from obsprune.progress import Silent
+from obsprune.recipe import Tree, make_recipe, parse_setting
+
+ROWS: dict[str, tuple[str | None, list[str]]] = {
+    "magnitude": (None, ["solver.name=magnitude"]),
+    "wanda": (None, ["solver.name=wanda"]),
+    "sparsegpt": (None, ["solver.name=sparsegpt"]),
+    "sparsegpt, true sequential": (None, ["solver.name=sparsegpt", "engine.true_sequential=true"]),
+    "fast": ("fast", []),
+    "admm": (None, ["solver.name=admm"]),
+    "admm, corrected": (None, ["solver.name=admm", "target=corrected"]),
+    "balanced": ("balanced", []),
+    "sparsegpt, stream": (None, ["solver.name=sparsegpt", "target=stream"]),
+    "sparsegpt, 3 rounds": (None, ["solver.name=sparsegpt", "iters=3"]),
+    "admm, 3 rounds": (None, ["solver.name=admm", "iters=3"]),
+    "balanced, 3 rounds of one pass": ("balanced", ["iters=3"]),
+    "best": ("best", []),
+}
+"""{row: (preset, settings)}"""
+
+
+def settings_of(pattern: str) -> Tree:
+    """`0.5` is a sparsity, `2:4` a pattern."""
+    return {"pattern": pattern} if ":" in pattern else {"sparsity": float(pattern)}
+
+
+def measure(row: str, pattern: str, seed: int, base: Tree) -> tuple[float, float]:
+    """(perplexity, seconds of pruning and rounds) of one run."""
+    preset, words = ROWS[row]
+    settings = [parse_setting(word) for word in words]
+    recipe = make_recipe(*layered(preset, {}, base, settings_of(pattern), {"seed": seed}, *settings))
+    with tempfile.TemporaryDirectory() as folder:
+        report: dict[str, Any] = prune(recipe, Path(folder) / "out", Silent())
+    score = next(iter(report["evaluation"].values()))["pruned"]["perplexity"]
+    return score, report["seconds"]["pruning"] + report["seconds"]["rounds"]
+
+
+def main() -> None:
+    """The table, row after row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--eval", required=True)
+    parser.add_argument("--nsamples", type=int, default=112)
+    parser.add_argument("--seqlen", type=int, default=256)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--patterns", nargs="+", default=["0.5", "2:4", "0.7"])
+    parser.add_argument("--only", nargs="+", default=list(ROWS), choices=list(ROWS))
+    given = parser.parse_args()
+    data = {"dataset": given.dataset, "nsamples": given.nsamples, "seqlen": given.seqlen}
+    base = {"model": {"name": given.model}, "data": data, "evaluation": [given.eval]}
+    print("| |", " | ".join(given.patterns), "| seconds |\n|---|", "---|" * (len(given.patterns) + 1), sep="")
+    for row in given.only:
+        found = [[measure(row, pattern, seed, base) for seed in range(given.seeds)] for pattern in given.patterns]
+        scores = [f"{statistics.median(score for score, _ in runs):.2f}" for runs in found]
+        print(f"| {row} | {' | '.join(scores)} | {statistics.median(s for _, s in found[0]):.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
