@@ -28,6 +28,7 @@ ROOMS = [
     "report",
     "recipe",
     "presets",
+    "plan",
     "pipeline",
     "cli",
 ]

@@ -49,6 +49,7 @@ def prune(
     """Prune a causal language model and write a sparse checkpoint."""
     quiet_libraries()
     from obsprune import pipeline
+    from obsprune.plan import describe, make_plan
     from obsprune.presets import layered
     from obsprune.recipe import make_recipe, parse_setting, read_recipe
 
@@ -70,8 +71,8 @@ def prune(
         raise InputError("no model given: name a directory, a Hugging Face id, or 'demo'")
     output = output_dir or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"
     if dry_run:
-        plan = pipeline.make_plan(recipe, token)
-        _show(dry_run_tables(plan), pipeline.describe(plan), json_)
+        plan = make_plan(recipe, token)
+        _show(dry_run_tables(plan), describe(plan), json_)
         return
     with Watch(quiet or json_) as watch:
         report = pipeline.prune(
