@@ -1,4 +1,4 @@
-"""What a recipe comes to before anything is computed: the model, the tokens, every pattern, and what one should know."""
+"""What a recipe comes to before anything is computed: the model, the tokens, every pattern, and what to know first."""
 
 from __future__ import annotations
 
