@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from obsprune.core import statistics
 from obsprune.models.checkpoint import Checkpoint
 from obsprune.pipeline import prune
 from obsprune.presets import layered
@@ -137,15 +138,33 @@ def test_rounds_reach_what_was_measured(
         ("balanced", {"sparsity": 0.5}, 9.0),
         ("balanced", {"pattern": "2:4"}, 13.8),
         ("balanced", {"sparsity": 0.7}, 28.0),
-        ("best", {"sparsity": 0.5}, 6.2),
+        ("balanced", {"sparsity": 0.7, "matching": {"passes": 5}}, 16.5),
+        ("best", {"sparsity": 0.5}, 5.9),
     ],
 )
 def test_presets_reach_what_was_measured(
     assets: Path, oracles: Path, tmp_path: Path, preset: str, settings: dict[str, Any], most: float
 ) -> None:
     """128 sequences a round, 16 of them held out."""
+    assert with_preset(assets, oracles, tmp_path / "out", preset, **settings) <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_float64_moves_no_perplexity(
+    assets: Path, oracles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    """All sums and all that the solvers do, in float64 instead of float32: within 0.5 % at 50 %."""
+    narrow = with_preset(assets, oracles, tmp_path / "narrow", preset, sparsity=0.5)
+    monkeypatch.setattr(statistics, "SUM", torch.float64)
+    wide = with_preset(assets, oracles, tmp_path / "wide", preset, sparsity=0.5)
+    assert narrow == pytest.approx(wide, rel=5e-3)
+
+
+def with_preset(assets: Path, oracles: Path, output: Path, preset: str, **settings: Any) -> float:
+    """Perplexity of stories260k pruned with a preset."""
     data = {"dataset": str(assets / "text/tinystories-calibration.txt"), "nsamples": 112, "seqlen": 256}
     evaluation = [f"text={oracles / ORACLE}:evaluation_input_ids"]
     flags = {"model": {"name": str(assets / "stories260k")}, "data": data, "evaluation": evaluation, **settings}
-    report = prune(make_recipe(*layered(preset, {}, flags)), tmp_path / "out", Silent())
-    assert next(iter(report["evaluation"].values()))["pruned"]["perplexity"] <= most
+    report = prune(make_recipe(*layered(preset, {}, flags)), output, Silent())
+    return float(next(iter(report["evaluation"].values()))["pruned"]["perplexity"])

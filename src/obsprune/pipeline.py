@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from obsprune.engine.layerwise import prune_blocks
+from obsprune.core.patterns import Pattern
+from obsprune.engine.allocation import Probe, choose
+from obsprune.engine.allocation import patterns as patterns_of
+from obsprune.engine.layerwise import Projection, prune_blocks
 from obsprune.engine.place import choose_place
 from obsprune.engine.preflight import check_gradients, check_walk
 from obsprune.engine.rounds import Rounds
 from obsprune.engine.rundir import RECIPE, RunDir
-from obsprune.engine.steps import Projection
+from obsprune.engine.teacher import teach
 from obsprune.errors import InputError
 from obsprune.evaluate.tasks import Task, check_name, rows_task, text_task
 from obsprune.models.checkpoint import Checkpoint
-from obsprune.models.data import Draw
+from obsprune.models.data import Draw, batches
 from obsprune.models.load import Model, load, locate
 from obsprune.plan import Plan, bytes_needed, draw_tokens, fit_length, make_plan, make_streams, run_facts
 from obsprune.progress import Progress
@@ -51,6 +56,7 @@ def prune(
         progress.notice(f"continuing the unfinished run in {output}")
     try:
         evaluate(model, tasks, run, "dense", progress)
+        plan = share_out(plan, run, progress)
         prune_once(plan, run, progress)
         if recipe.iters > 1:
             prune_again(plan, run, progress)
@@ -73,9 +79,35 @@ def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
     """The first round: one shot."""
     if run.recorded("shot") and all(run.committed(block.name) for block in plan.model.blocks):
         return
-    start, recipe = time.perf_counter(), plan.recipe
-    prune_blocks(plan.model, make_streams(plan), recipe.make_solver(), plan.patterns, run, progress)
+    start = time.perf_counter()
+    one_shot(plan, plan.patterns, run, progress)
     run.record("shot", seconds=time.perf_counter() - start)
+
+
+def one_shot(plan: Plan, patterns: Mapping[str, Pattern], run: RunDir, progress: Progress) -> None:
+    """Prunes and matches block after block."""
+    projection = Projection(plan.recipe.make_solver(), patterns)
+    prune_blocks(plan.model, make_streams(plan), projection, run, progress, plan.recipe.make_matching())
+
+
+def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
+    """The plan with the patterns of the allocation that is best on held-out text; its first shot is then done."""
+    recipe, model = plan.recipe, plan.model
+    if not recipe.rules:
+        return plan
+    event = run.recorded("allocation")
+    if event is None:
+        place = choose_place(model, recipe.rounds.memory, model.dtype.itemsize, run.scratch)
+        with place.opened():
+            judge = teach(place, plan.draw.heldout, judged_at_once(plan))
+        parts = batches(plan.draw.calibration, plan.batch_size, model.device)
+        assert recipe.sparsity is not None
+        probe = Probe(place, recipe.make_solver(), recipe.sparsity, parts, judge, progress)
+        event = choose(recipe.rules, probe, lambda rules, trial: one_shot(plan, rules, trial, progress), run)
+    if run.recorded("shot") is None:
+        run.adopt(run.trial(event["rule"]))
+        run.record("shot", seconds=event["seconds"])
+    return replace(plan, patterns=patterns_of(event["shares"]))
 
 
 def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
@@ -87,11 +119,15 @@ def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
     place = choose_place(
         model, recipe.rounds.memory, candidates * model.dtype.itemsize + (12 if tuning else 0), run.scratch
     )
-    rows = max(1, LOGIT_BYTES // (8 * plan.draw.calibration.shape[1] * model.vocabulary))
     projection = Projection(recipe.make_solver(), plan.patterns)
     with place.opened():
-        rounds = Rounds(step, tuning, projection, place, run, progress, min(plan.batch_size, rows))
+        rounds = Rounds(step, tuning, projection, place, run, progress, judged_at_once(plan))
         rounds(plan.draw.further, plan.draw.heldout, shot["seconds"])
+
+
+def judged_at_once(plan: Plan) -> int:
+    """Rows of one forward where the logits of two models are wanted."""
+    return min(plan.batch_size, max(1, LOGIT_BYTES // (8 * plan.draw.calibration.shape[1] * plan.model.vocabulary)))
 
 
 def plan_tasks(plan: Plan, progress: Progress) -> list[Task]:

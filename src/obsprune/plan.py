@@ -11,6 +11,7 @@ import torch
 
 from obsprune import __version__
 from obsprune.core.patterns import Pattern
+from obsprune.core.targets import MOST
 from obsprune.engine.streams import OneStream, Streams, TwoStreams
 from obsprune.errors import InputError
 from obsprune.evaluate.tasks import check_name
@@ -53,9 +54,9 @@ def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
     if not model.matrices:
         raise InputError("nothing is left to prune: --skip matches every matrix")
     drawn, notices = draw_tokens(recipe, model)
-    if recipe.iters > 1 or recipe.target != "own":
+    if recipe.iters > 1 or recipe.target != "own" or recipe.matching.passes or recipe.rules:
         check_judges(drawn)
-    if recipe.iters > 1:
+    if recipe.iters > 1 or recipe.rules:
         _ = model.head  # or InputError
     if any(matrix.stored.itemsize > model.dtype.itemsize for matrix in model.matrices):
         notices.append(f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it")
@@ -122,18 +123,22 @@ def fit_length(seqlen: int, model: Model, notices: list[str]) -> int:
 def make_streams(plan: Plan) -> Streams:
     """The calibration batches, in the pruned model alone or in the dense one too."""
     recipe, size, device = plan.recipe, plan.batch_size, plan.model.device
+    if recipe.matching.passes:  # every step of a pass has a batch of its own
+        size = min(size, max(1, len(plan.draw.calibration) // recipe.matching.steps))
     parts = batches(plan.draw.calibration, size, device)
-    if recipe.target == "own":
+    if recipe.target == "own" and not recipe.matching.passes:
         return OneStream(parts, recipe.engine.true_sequential)
     judges = batches(plan.draw.heldout, size, device)
-    return TwoStreams(parts, judges, recipe.solver.get("damping", 0.01), residual=recipe.target == "stream")
+    most = MOST if recipe.target != "own" else 0.0
+    return TwoStreams(parts, judges, recipe.solver.get("damping", 0.01), recipe.target == "stream", most)
 
 
 def bytes_needed(plan: Plan) -> int:
-    """Of disk: the result, and where there are rounds the weights of two of them."""
+    """Of disk: the result, where there are rounds the weights of two of them, and the trials of an allocation."""
     matrices = sum(rows * columns for rows, columns in (matrix.shape for matrix in plan.model.matrices))
     rounds = 2 * matrices * plan.model.dtype.itemsize if plan.recipe.iters > 1 else 0
-    return plan.model.checkpoint.bytes + rounds
+    trials = 1 + len(plan.recipe.rules) if plan.recipe.rules else 0
+    return (1 + trials) * plan.model.checkpoint.bytes + rounds
 
 
 def run_facts(plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from obsprune.core.patterns import NofM, Pattern, PerRow, Unstructured
+from obsprune.engine.allocation import RULES
 from obsprune.engine.finetune import Tuning
+from obsprune.engine.matching import Matching
 from obsprune.engine.place import MEMORIES
 from obsprune.engine.steps import Local, Newton, Step
 from obsprune.errors import InputError, nearest
@@ -74,6 +76,27 @@ class RoundsPart:
 
 
 @dataclass(frozen=True)
+class MatchingPart:
+    """Block matching: at most `passes` over the calibration sequences for each pruned block (0: none), of `steps`
+    optimizer steps each; rate: how far a step moves a weight, as a share of the root mean square of its matrix.
+    """
+
+    passes: int = 0
+    steps: int = 8
+    rate: float = 0.03
+
+
+@dataclass(frozen=True)
+class AllocationPart:
+    """Which matrix gives more zeros. rules: those tried beside uniform shares (owl, importance, knapsack); `least`: not
+    below this sparsity. Only `unstructured` leaves anything to share out.
+    """
+
+    rules: list[str] = field(default_factory=list)
+    least: float = 0.6
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the result. `solver` is a name and its options (obsprune.solvers.options).
 
@@ -86,7 +109,9 @@ class Recipe:
     solver: Tree = field(default_factory=lambda: {"name": "sparsegpt"})
     pattern: str | None = None
     sparsity: float | None = None
+    allocation: AllocationPart = AllocationPart()
     target: str = "own"
+    matching: MatchingPart = MatchingPart()
     iters: int = 1
     rounds: RoundsPart = RoundsPart()
     skip: list[str] = field(default_factory=list)
@@ -112,6 +137,10 @@ class Recipe:
         part = self.rounds
         return Tuning(part.steps, part.tune == "masked", part.passes) if part.tune != "none" else None
 
+    def make_matching(self) -> Matching | None:
+        """What is done with each pruned block."""
+        return Matching(self.matching.passes, self.matching.rate) if self.matching.passes else None
+
     def make_pattern(self) -> Pattern:
         """The pattern every matrix must meet."""
         assert self.pattern is not None
@@ -121,6 +150,13 @@ class Recipe:
         return parse_n_of_m(self.pattern)
 
     @property
+    def rules(self) -> list[str]:
+        """The rules of allocation that apply at this sparsity and pattern."""
+        assert self.sparsity is not None
+        applies = self.pattern == "unstructured" and self.sparsity >= self.allocation.least
+        return self.allocation.rules if applies else []
+
+    @property
     def label(self) -> str:
         """What is done, in a file name: sparsegpt-50, wanda-row-60, sparsegpt-2of4."""
         assert self.pattern is not None
@@ -128,8 +164,10 @@ class Recipe:
         percent = f"{100 * self.sparsity:.4g}"
         what = {"unstructured": percent, "row": f"row-{percent}"}.get(self.pattern, self.pattern.replace(":", "of"))
         target = f"-{self.target}" if self.target != "own" else ""
+        matched = "-matched" if self.matching.passes else ""
+        shared = f"-{'-'.join(self.rules)}" if self.rules else ""
         rounds = f"-iters{self.iters}" if self.iters > 1 else ""
-        return f"{self.solver['name']}{target}-{what}{rounds}"
+        return f"{self.solver['name']}{target}{matched}{shared}-{what}{rounds}"
 
 
 TARGETS = ("own", "corrected", "stream")
@@ -206,6 +244,11 @@ def _resolve(recipe: Recipe) -> Recipe:
     """Fills in what depends on something else, and refuses what cannot be."""
     _check_numbers(recipe)
     _check_rounds(recipe.rounds)
+    for rule in recipe.allocation.rules:
+        if rule not in RULES:
+            raise InputError(f"allocation.rules names '{rule}'; {nearest(rule, RULES)}")
+    if not 0 < recipe.matching.rate < math.inf:
+        raise InputError(f"matching.rate is {recipe.matching.rate!r}; a positive number is expected")
     if recipe.target not in TARGETS:
         raise InputError(f"target is '{recipe.target}'; {nearest(recipe.target, TARGETS)}")
     for expression in [*recipe.skip, recipe.model.blocks or ""]:
@@ -218,6 +261,8 @@ def _resolve(recipe: Recipe) -> Recipe:
 def _check_numbers(recipe: Recipe) -> None:
     for name, value, least in (
         ("--iters", recipe.iters, 1),
+        ("matching.passes", recipe.matching.passes, 0),
+        ("matching.steps", recipe.matching.steps, 1),
         ("rounds.steps", recipe.rounds.steps, 1),
         ("rounds.passes", recipe.rounds.passes, 1),
         ("--nsamples", recipe.data.nsamples, 1),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from obsprune.core.linalg import damped, layer_loss
-from obsprune.core.targets import corrected, mismatch
+from obsprune.core.targets import MOST, best_share, correction
 
 
 def problem(drift: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -19,15 +19,19 @@ def problem(drift: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return W_RC, X_CT, W_RC @ Y_CT, X_CT @ X_CT.T
 
 
+def missing(W_RC: Tensor, X_CT: Tensor, T_RT: Tensor) -> Tensor:
+    return (T_RT - W_RC @ X_CT) @ X_CT.T
+
+
 def test_without_drift_the_target_is_the_weight() -> None:
     W_RC, X_CT, T_RT, H_CC = problem(0.0)
-    torch.testing.assert_close(corrected(W_RC, T_RT @ X_CT.T, H_CC, 0.01), W_RC)
+    assert float(correction(missing(W_RC, X_CT, T_RT), H_CC, 0.01).abs().max()) < 1e-12
 
 
 def test_it_minimises_the_mismatch_with_a_pull_toward_the_weight() -> None:
     W_RC, X_CT, T_RT, H_CC = problem(0.5)
     ridge = float((damped(H_CC, 0.01) - H_CC)[0, 0])
-    found = corrected(W_RC, T_RT @ X_CT.T, H_CC, 0.01)
+    found = W_RC + correction(missing(W_RC, X_CT, T_RT), H_CC, 0.01)
     stacked = torch.cat([X_CT, ridge**0.5 * torch.eye(6).double()], 1)
     wanted = torch.cat([T_RT, ridge**0.5 * W_RC], 1)
     torch.testing.assert_close(found, torch.linalg.lstsq(stacked.T, wanted.T).solution.T)
@@ -38,7 +42,7 @@ def test_the_plain_layer_problem_with_it_is_the_whole_problem() -> None:
     W_RC, X_CT, T_RT, H_CC = problem(0.5)
     A_CC = damped(H_CC, 0.01)
     ridge = float((A_CC - H_CC)[0, 0])
-    target = corrected(W_RC, T_RT @ X_CT.T, H_CC, 0.01)
+    target = W_RC + correction(missing(W_RC, X_CT, T_RT), H_CC, 0.01)
 
     def whole(Z_RC: Tensor) -> float:
         return float((Z_RC @ X_CT - T_RT).square().sum() + ridge * (Z_RC - W_RC).square().sum())
@@ -49,16 +53,26 @@ def test_the_plain_layer_problem_with_it_is_the_whole_problem() -> None:
     )
 
 
-def test_mismatch_is_the_squared_error_but_for_a_constant() -> None:
-    _, X_CT, T_RT, H_CC = problem(0.5)
-    one, other = torch.randn(2, 4, 6).double()
-    direct = [float((V_RC @ X_CT - T_RT).square().sum()) for V_RC in (one, other)]
-    ours = [mismatch(V_RC, T_RT @ X_CT.T, H_CC) for V_RC in (one, other)]
-    assert ours[0] - ours[1] == pytest.approx(direct[0] - direct[1], rel=1e-9)
+def test_the_best_share_is_where_the_error_is_least() -> None:
+    """Against a fine grid, over two layers together; beyond its bounds it stays at them."""
+    layers, errors = [], torch.zeros(2001).double()
+    for seed in range(2):
+        W_RC, X_CT, T_RT, H_CC = problem(0.5)
+        M_RC = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)).double()
+        M_RC += 3 * correction(missing(W_RC, X_CT, T_RT), H_CC, 0.01)
+        layers.append((M_RC, missing(W_RC, X_CT, T_RT), H_CC))
+        for index in range(2001):
+            errors[index] += ((W_RC + (index / 2000 - 0.5) * M_RC) @ X_CT - T_RT).square().sum()
+    best = int(errors.argmin()) / 2000 - 0.5
+    assert 0 < best < MOST
+    assert best_share(layers) == pytest.approx(best, abs=1e-3)
+    assert best_share(layers, best / 2) == best / 2
+    assert best_share([(-M_RC, D_RC, H_CC) for M_RC, D_RC, H_CC in layers]) == 0
+    assert best_share([(0 * M_RC, D_RC, H_CC) for M_RC, D_RC, H_CC in layers]) == 0
 
 
 def test_dead_inputs_keep_the_weight() -> None:
     W_RC, X_CT, T_RT, _ = problem(0.5)
     X_CT[2] = 0
-    found = corrected(W_RC, T_RT @ X_CT.T, X_CT @ X_CT.T, 0.01)
+    found = W_RC + correction(missing(W_RC, X_CT, T_RT), X_CT @ X_CT.T, 0.01)
     torch.testing.assert_close(found[:, 2], W_RC[:, 2])

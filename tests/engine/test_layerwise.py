@@ -15,7 +15,7 @@ from zoo import ZOO, Zoo, reference, token_batches
 from obsprune.core.patterns import Unstructured
 from obsprune.core.statistics import Gram
 from obsprune.engine.inputs import measure, shared_inputs
-from obsprune.engine.layerwise import prune_blocks, solve_group
+from obsprune.engine.layerwise import Projection, prune_blocks, solve_group
 from obsprune.engine.rundir import RunDir
 from obsprune.engine.streams import Measured, OneStream
 from obsprune.errors import InputError
@@ -86,7 +86,9 @@ def sparse_by_engine(
     model, run = load(str(directory)), RunDir.open(output, directory)
     run.start({}, {}, [block.name for block in model.blocks], 0)
     patterns = {matrix.name: Unstructured(0.5) for matrix in model.matrices}
-    prune_blocks(model, OneStream(batches, true_sequential), build("sparsegpt", {}), patterns, run, Silent())
+    prune_blocks(
+        model, OneStream(batches, true_sequential), Projection(build("sparsegpt", {}), patterns), run, Silent()
+    )
     answers: dict[str, Tensor] = {}
     for path in output.glob("*.safetensors"):
         answers |= load_file(path)
@@ -194,4 +196,4 @@ def test_a_layer_that_is_never_called_is_named() -> None:
 def test_infinite_inputs_are_named() -> None:
     gram = Gram.of(torch.full((4, 4), torch.inf), 10, "model.layers.7.fc1")
     with pytest.raises(InputError, match=r"model\.layers\.7\.fc1 are not finite"):
-        list(solve_group(Measured(gram, []), build("sparsegpt", {}), {}))
+        list(solve_group(Measured(gram, []), Projection(build("sparsegpt", {}), {})))

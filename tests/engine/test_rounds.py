@@ -141,7 +141,7 @@ def one_shot(model: Model, rows: Tensor, output: Path) -> tuple[RunDir, Projecti
     run.start({}, {}, [block.name for block in model.blocks], 0)
     projection = Projection(build("sparsegpt", {}), {matrix.name: Unstructured(0.5) for matrix in model.matrices})
     streams = OneStream(batches(rows, 4, model.device))
-    prune_blocks(model, streams, projection.solver, projection.patterns, run, Silent())
+    prune_blocks(model, streams, projection, run, Silent())
     return run, projection
 
 
@@ -178,8 +178,9 @@ def test_gradients_and_grams(zoo: Zoo, tmp_path: Path, family: str) -> None:
     weights = Committed(run)
     student, teacher = reference(zoo(family)), reference(zoo(family))
     for block in model.blocks:
-        for name, weight in weights.get(block).items():
-            student.get_parameter(f"{name}.weight").data.copy_(weight)
+        tensors = weights.get(block)
+        for matrix in block.matrices:
+            student.get_parameter(matrix.parameter).data.copy_(tensors[matrix.name])
     with torch.no_grad():
         t = teacher(rows, use_cache=False).logits.log_softmax(-1)
     s = student(rows, use_cache=False).logits.log_softmax(-1)
@@ -211,8 +212,9 @@ def test_gradients_reach_pruned_weights_too(llama: Model, tmp_path: Path) -> Non
         lesson = teach(place, token_rows(4, seed=1), 4)
         gradients(lesson, range(1), Committed(run), lambda block: Sums(), lambda block, s: seen.update(s.gradients))
     for block in llama.blocks:
-        for name, weight in Committed(run).get(block).items():
-            assert float(seen[name][weight == 0].abs().min()) > 0
+        weights = Committed(run).get(block)
+        for matrix in block.matrices:
+            assert float(seen[matrix.name][weights[matrix.name] == 0].abs().min()) > 0
 
 
 def test_fine_tuning_lowers_the_divergence_and_keeps_the_mask_if_told(llama: Model, tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_fine_tuning_lowers_the_divergence_and_keeps_the_mask_if_told(llama: Mod
     assert [len(share) for share in Tuning(100, True).shares(lesson)] == [1] * 8
 
 
-def test_search_stops_at_the_first_rise() -> None:
+def test_search_climbs_from_the_middle_and_stops_at_the_first_rise() -> None:
     asked: list[float] = []
 
     def divergence(rate: float) -> float:
@@ -241,8 +243,12 @@ def test_search_stops_at_the_first_rise() -> None:
         return abs(rate - 3)
 
     assert search([1, 2, 3, 4, 5], divergence) == (3, 0)
-    assert asked == [1, 2, 3, 4]
-    assert search([7, 8], divergence) == (7, 4)
+    assert asked == [3, 4, 2]
+    assert search([7, 8, 9, 10], divergence) == (7, 4)
+    assert asked[3:] == [9, 10, 8, 7]
+    assert search([-3, -2, -1, 1, 3, 6], divergence) == (3, 0)
+    assert asked[7:] == [1, 3, 6]
+    assert search([8], divergence) == (8, 5)
 
 
 def test_step_sizes() -> None:

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from zoo import ZOO, Zoo, logits, reference, token_batches
 
+from obsprune.core.linalg import damped
 from obsprune.core.patterns import Unstructured
 from obsprune.core.statistics import Gram
-from obsprune.core.targets import SHARES, corrected, mismatch
-from obsprune.engine.layerwise import prune_blocks
+from obsprune.engine.layerwise import Projection, prune_blocks
 from obsprune.engine.rundir import RunDir
 from obsprune.engine.streams import TwoStreams
 from obsprune.models.load import load
@@ -50,16 +50,12 @@ def by_hand(directory: Path, batches: list[dict[str, Tensor]], judges: list[dict
             )
             H, K, J, L = X.T @ X, Y.T @ X, U.T @ U, V.T @ U
             weights = {name: dense.get_submodule(name).weight.detach().double() for name in names}
-            targets = {name: corrected(W, W @ K, H, 0.01) for name, W in weights.items()}
-
-            def error(
-                share: float, weights: Any = weights, targets: Any = targets, J: Tensor = J, L: Tensor = L
-            ) -> float:
-                return sum(mismatch(torch.lerp(W, targets[name], share), W @ L, J) for name, W in weights.items())
-
-            share, state = min(SHARES, key=error), solver.prepare(Gram.of(H, len(X)))
+            moves = {name: torch.linalg.solve(damped(H, 0.01), (W @ (K - H)).T).T for name, W in weights.items()}
+            gain = sum(float((M * (weights[name] @ (L - J))).sum()) for name, M in moves.items())
+            cost = sum(float(((M @ J) * M).sum()) for M in moves.values())
+            share, state = min(max(gain / cost, 0), 0.75) if cost else 0, solver.prepare(Gram.of(H, len(X)))
             for name, W in weights.items():
-                answer = solver.solve(torch.lerp(W, targets[name], share), state, Unstructured(0.5)).weight.float()
+                answer = solver.solve(W + share * moves[name], state, Unstructured(0.5)).weight.float()
                 sparse.get_submodule(name).weight.data.copy_(answer)
                 answers[f"{name}.weight"] = answer
     return answers
@@ -72,7 +68,11 @@ def by_engine(
     run.start({}, {}, [block.name for block in model.blocks], 0)
     patterns = {matrix.name: Unstructured(0.5) for matrix in model.matrices}
     prune_blocks(
-        model, TwoStreams(batches, judges, 0.01, residual=False), build("sparsegpt", {}), patterns, run, Silent()
+        model,
+        TwoStreams(batches, judges, 0.01, residual=False),
+        Projection(build("sparsegpt", {}), patterns),
+        run,
+        Silent(),
     )
     answers: dict[str, Tensor] = {}
     for path in output.glob("*.safetensors"):

@@ -30,7 +30,7 @@ def by_reverse_walk(model: Model, batches: list[dict[str, Tensor]]) -> dict[str,
     @contextmanager
     def backward_at(index: int) -> Iterator[Callable[[Callable[[], None]], None]]:
         block = model.blocks[index]
-        with block.loaded(model.device), differentiated(block.matrices):
+        with block.loaded(model.device), differentiated([matrix.tensor for matrix in block.matrices]):
             yield lambda run: run()
             for matrix in block.matrices:
                 found[matrix.parameter] = matrix.module.get_parameter("weight").grad.clone()

@@ -11,8 +11,9 @@ from obsprune.solvers.sparsegpt import SparseGPT
 
 
 def test_options_are_the_fields_with_their_defaults_and_refit() -> None:
-    assert options("sparsegpt") == {"damping": 0.01, "blocksize": 128, "refit": 0}
-    assert options("magnitude") == {"refit": 0}
+    wrappers = {"refit": 0, "exact": False, "compensate": False}
+    assert options("sparsegpt") == {"damping": 0.01, "blocksize": 128, **wrappers}
+    assert options("magnitude") == wrappers
 
 
 @pytest.mark.parametrize("name", SOLVERS)

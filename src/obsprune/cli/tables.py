@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -63,9 +64,12 @@ def prune_tables(report: dict[str, Any]) -> list[Table]:
     sparsity, memory = report["sparsity"], report["peak_memory_bytes"]
     _row(facts, "sparsity", f"asked {sparsity['asked']:.4f} ({sparsity['pattern']}), reached {sparsity['reached']:.4f} "
          f"of {sparsity['weights']:,} weights in {len(report['matrices'])} matrices")  # fmt: skip
+    for row in _one_shot_rows(report):
+        _row(facts, *row)
     spent = report["seconds"]
     further = f", further rounds {seconds(spent['rounds'])}" if report["rounds"] else ""
-    _row(facts, "time", f"{seconds(spent['total'])} (pruning {seconds(spent['pruning'])}{further})")
+    trials = f"allocation {seconds(spent['allocation'])}, " if spent["allocation"] else ""
+    _row(facts, "time", f"{seconds(spent['total'])} ({trials}pruning {seconds(spent['pruning'])}{further})")
     if report["rounds"]:
         _row(
             facts,
@@ -76,6 +80,19 @@ def prune_tables(report: dict[str, Any]) -> list[Table]:
     for warning in report["warnings"]:
         _row(facts, "note", warning)
     return [*([rounds] if report["rounds"] else []), *([scores] if report["evaluation"] else []), facts]
+
+
+def _one_shot_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What allocation and block matching did."""
+    rows = []
+    tried = report["allocation"]["tried"]
+    if tried:
+        scores = ", ".join(f"{rule} {score['nll']:.4f}" for rule, score in tried.items())
+        rows.append(("allocation", f"{report['allocation']['rule']} (held-out loss: {scores})"))
+    if report["matching"]:
+        before, after = (mean(block[when] for block in report["matching"]) for when in ("before", "after"))
+        rows.append(("matching", f"mean error of a block {before:.4f}, matched {after:.4f}"))
+    return rows
 
 
 def dry_run_tables(plan: Any) -> list[Table]:
@@ -94,6 +111,8 @@ def dry_run_tables(plan: Any) -> list[Table]:
     if plan.recipe.iters > 1:
         seen = plan.draw.facts["rounds"]["sequences_seen"]
         _row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different sequences together")
+    if plan.recipe.rules:
+        _row(facts, "allocation", f"the zeros are shared out in the run: {', '.join(plan.recipe.rules)}, or uniform")
     for notice in plan.notices:
         _row(facts, "note", notice)
     return [matrices, skipped, facts]

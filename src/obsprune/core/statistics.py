@@ -14,6 +14,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+SUM = torch.float32
+"""What sums are kept in. All mathematics of the solvers follows; float64 is for comparison."""
+
 
 class Statistic(ABC):
     """A sum over tokens; `count` is the number of them."""
@@ -27,7 +30,8 @@ class Statistic(ABC):
 
 @final
 class Gram(Statistic):
-    """H = Σ x xᵀ in at least float32 [C, C]: the Hessian of the layer problem (SparseGPT, section 3.1), unscaled.
+    """H = Σ x xᵀ in at least float32 [C, C]: the Hessian of the layer problem (SparseGPT, section 3.1), unscaled; and
+    Σ x [C], for the mean.
 
     Inputs may be bf16 or fp16; the sum never is (accumulating in bf16 costs 2e-3 relative error).
     `name` says whose inputs these are, for messages.
@@ -35,26 +39,44 @@ class Gram(Statistic):
 
     def __init__(self, columns: int, name: str = "a matrix", device: torch.device | str = "cpu") -> None:
         self.name, self.count = name, 0
-        self.H_CC = torch.zeros(columns, columns, dtype=torch.float32, device=device)
+        self.H_CC = torch.zeros(columns, columns, dtype=SUM, device=device)
+        self.sum_C = torch.zeros(columns, dtype=SUM, device=device)
 
     def add(self, x_TC: Tensor) -> None:
         """Adds the tokens of one batch."""
         x_TC = x_TC.to(self.H_CC.dtype)
         self.H_CC.addmm_(x_TC.T, x_TC)
+        self.sum_C += x_TC.sum(0)
         self.count += x_TC.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"H": self.H_CC}
+        return {"H": self.H_CC, "sum": self.sum_C}
+
+    @property
+    def mean_C(self) -> Tensor:
+        """The mean input μ [C]."""
+        return self.sum_C / max(self.count, 1)
 
     def double(self) -> Gram:
-        """The same sum in float64."""
-        return Gram.of(self.H_CC.double(), self.count, self.name)
+        """The same sums in float64."""
+        return Gram.of(self.H_CC.double(), self.count, self.name, self.sum_C.double())
+
+    def centred(self) -> Gram:
+        """Σ (x − μ)(x − μ)ᵀ = H − N μ μᵀ, subtracted in float64; its mean is zero. An input that never varies, up to
+        rounding, is dead in it.
+        """
+        H_CC, sum_C = self.H_CC.double(), self.sum_C.double()
+        left_CC = H_CC - sum_C[:, None] * sum_C / max(self.count, 1)
+        dead_C = left_CC.diagonal() <= torch.finfo(torch.float32).eps * H_CC.diagonal()
+        left_CC.masked_fill_(dead_C | dead_C[:, None], 0)
+        return Gram.of(left_CC.to(self.H_CC.dtype), self.count, self.name)
 
     @classmethod
-    def of(cls, H_CC: Tensor, count: int, name: str = "a matrix") -> Gram:
-        """A Gram already summed elsewhere."""
+    def of(cls, H_CC: Tensor, count: int, name: str = "a matrix", sum_C: Tensor | None = None) -> Gram:
+        """Sums made elsewhere; without `sum_C` of inputs with mean zero."""
         gram = cls(0, name)
         gram.H_CC, gram.count = H_CC, count
+        gram.sum_C = H_CC.new_zeros(len(H_CC)) if sum_C is None else sum_C
         return gram
 
 
@@ -64,7 +86,7 @@ class Cross(Statistic):
 
     def __init__(self, rows: int, columns: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        self.K_RC = torch.zeros(rows, columns, dtype=torch.float32, device=device)
+        self.K_RC = torch.zeros(rows, columns, dtype=SUM, device=device)
 
     def add(self, y_TR: Tensor, x_TC: Tensor) -> None:
         """Adds the tokens of one batch, in both the same ones in the same order."""

@@ -2,11 +2,14 @@
 
 The pruned model's layer sees drifted inputs x, the dense one's sees y. Wanted is min over sparse Z of ‖Z X − T‖² with
 T = W Y (+ what the residual stream lost before this layer). Completing the square, that is the plain layer problem with
-W̃ in the place of W, so that every solver works unchanged (algorithms: section 7).
-Legend: W_RC dense weight, H_CC = Σ x xᵀ, A_CC = H + λI, K_RC = T Xᵀ = Σ t xᵀ; V_RC a weight to judge.
+W̃ in the place of W, so that every solver works unchanged (algorithms: section 7). All is summed as what is missing,
+t − W x, and not as t itself: that is small, and so are its rounding errors.
+Legend: W_RC dense weight, H_CC = Σ x xᵀ, A_CC = H + λI, D_RC = Σ (t − W x) xᵀ, M_RC = W̃ − W.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,24 +17,27 @@ from torch import Tensor
 from obsprune.core.linalg import damped
 from obsprune.errors import NotPositiveDefinite
 
-SHARES = (0.0, 0.25, 0.5, 0.75)
-"""How far from W to W̃ is tried: the correction overfits where tokens are few. All the way (1) looks best to a single
-layer, on held-out tokens too, and is worse for the model: README, "Corrected targets"."""
+MOST = 0.75
+"""How far from W to W̃ at most. All the way (1) looks best to a single layer, on held-out tokens too, and is worse for
+the model: README, "Corrected targets"."""
 
 
-def corrected(W_RC: Tensor, K_RC: Tensor, H_CC: Tensor, damping: float) -> Tensor:
-    """W̃ = (K + λW)(H + λI)⁻¹. Raises NotPositiveDefinite.
+def correction(D_RC: Tensor, H_CC: Tensor, damping: float) -> Tensor:
+    """M = D (H + λI)⁻¹. Raises NotPositiveDefinite.
 
-    Damped by the same λ, a solver's own problem with W̃ has the solution of ‖Z X − T‖² + λ‖Z − W‖². Dead inputs keep W.
+    Damped by the same λ, a solver's own problem with W + M has the solution of ‖Z X − T‖² + λ‖Z − W‖². Dead inputs keep
+    W.
     """
-    A_CC = damped(H_CC, damping)
-    ridge_C = A_CC.diagonal() - H_CC.diagonal()  # λ, and for a dead input its whole stand-in diagonal
-    L_CC, info = torch.linalg.cholesky_ex(A_CC)
+    L_CC, info = torch.linalg.cholesky_ex(damped(H_CC, damping))
     if int(info):
         raise NotPositiveDefinite("a corrected target", 0, len(H_CC), damping)
-    return torch.cholesky_solve((K_RC + W_RC * ridge_C).T, L_CC).T
+    return torch.cholesky_solve(D_RC.T, L_CC).T
 
 
-def mismatch(V_RC: Tensor, K_RC: Tensor, H_CC: Tensor) -> float:
-    """‖V X − T‖² up to a constant that V does not change: tr V H Vᵀ − 2 tr V Kᵀ."""
-    return float(((V_RC @ H_CC - 2 * K_RC) * V_RC).sum(dtype=torch.float64))
+def best_share(layers: Sequence[tuple[Tensor, Tensor, Tensor]], most: float = MOST) -> float:
+    """The share α in [0, most] for which W + αM is nearest to its goal, together for all (M, D, H) with D and H of
+    tokens that M does not come from: ‖(W + αM) X − T‖² = constant − 2α tr M Dᵀ + α² tr M H Mᵀ.
+    """
+    gain = sum(float((M_RC * D_RC).sum(dtype=torch.float64)) for M_RC, D_RC, _ in layers)
+    cost = sum(float(((M_RC @ H_CC) * M_RC).sum(dtype=torch.float64)) for M_RC, _, H_CC in layers)
+    return min(max(gain / cost, 0.0), most) if cost > 0 else 0.0

@@ -20,7 +20,7 @@ from obsprune.engine.teacher import Lesson
 from obsprune.models.blocks import Block
 
 RATES = [1e-5 * 10 ** (power / 2) for power in range(9)]
-"""Learning rates tried at first, ascending until the held-out divergence rises."""
+"""Learning rates tried at first, from the middle one on, until the held-out divergence rises."""
 DECAY = 0.75
 """The rate of a round as a share of the round before it."""
 
@@ -56,8 +56,9 @@ class Tuning:
     def _update(self, masters: Store, state: Store, number: int, rate: float, block: Block, sums: Sums) -> None:
         weights = masters.get(block)
         moments = state.get(block) if number > 1 else {}
-        for name, W in weights.items():
-            gradient, keep = sums.gradients[name], W != 0
+        for name, gradient in sums.gradients.items():
+            W = weights[name]
+            keep = W != 0
             m = moments.setdefault(f"m {name}", torch.zeros_like(W))
             v = moments.setdefault(f"v {name}", torch.zeros_like(W))
             Adam().step(W, gradient * keep if self.masked else gradient, m, v, rate, number)
@@ -68,11 +69,19 @@ class Tuning:
 
 
 def search(rates: Sequence[float], divergence: Callable[[float], float]) -> tuple[float, float]:
-    """(the best rate, its divergence) of ascending rates; stops at the first rise."""
-    best = (rates[0], divergence(rates[0]))
-    for rate in rates[1:]:
-        value = divergence(rate)
-        if not value < best[1]:
-            break
-        best = (rate, value)
-    return best
+    """(the best rate, its divergence) of ascending rates: from the middle one up as long as it falls, or else down."""
+    found: dict[int, float] = {}
+
+    def better(index: int, than: int) -> bool:
+        if not 0 <= index < len(rates):
+            return False
+        found[index] = divergence(rates[index])
+        return found[index] < found[than]
+
+    start = best = len(rates) // 2
+    found[start] = divergence(rates[start])
+    while better(best + 1, best):
+        best += 1
+    while best <= start and better(best - 1, best):
+        best -= 1
+    return rates[best], found[best]

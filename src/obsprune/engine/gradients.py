@@ -68,7 +68,7 @@ def gradients(
 
     @contextmanager
     def backward_at(index: int) -> Iterator[Visit]:
-        with place.at(index, weights) as block, differentiated(block.matrices):
+        with place.at(index, weights) as block, differentiated([matrix.tensor for matrix in block.matrices]):
             sums = begin(block)
             yield partial(sums.visit, block)
             sums.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +18,22 @@ from obsprune.models.walk import Stop
 
 Identity = tuple[Any, ...]
 Run = Callable[[], None]
+
+
+class Enough(Exception):
+    """Raised by a sink inside a block's forward: all that is wanted of it has been seen, the rest need not run."""
+
+
+@dataclass
+class Quota:
+    """So many things are wanted of a forward; `seen` raises Enough at the last one."""
+
+    left: int
+
+    def seen(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Enough
 
 
 def identity(x: Tensor) -> Identity:
@@ -44,7 +61,10 @@ def grouped(calls: Mapping[Matrix, list[Identity]], matrices: list[Matrix]) -> l
 
 
 def calls_of(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) -> dict[Matrix, list[Identity]]:
-    """Lets `run` run a block; tells which tensors entered which matrix, in call order; shows each to `sink`."""
+    """Lets `run` run a block; tells which tensors entered which matrix, in call order; shows each to `sink`.
+
+    The sink may end the forward by raising Enough.
+    """
     calls: dict[Matrix, list[Identity]] = {}
     alive: list[Tensor] = []  # a freed tensor's address is used again at once
 
@@ -53,7 +73,7 @@ def calls_of(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) -> dict
         calls.setdefault(matrix, []).append(identity(x))
         sink(matrix, x.detach())
 
-    with observed(matrices, see):
+    with observed(matrices, see), suppress(Enough):
         run()
     return calls
 
@@ -89,9 +109,11 @@ def require_finite(gram: Gram) -> None:
         raise InputError(f"the inputs of {gram.name} are not finite; compute in a wider type (--dtype float32)")
 
 
-def distinct_inputs(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) -> list[list[Matrix]]:
+def distinct_inputs(
+    run: Callable[[], Any], matrices: list[Matrix], sink: Sink, called: Callable[[], None] = lambda: None
+) -> list[list[Matrix]]:
     """Lets `run` run a block; shows each distinct input as x_TC to `sink`, for the first matrix it enters (the leader);
-    returns the matrices that share their inputs, the leader first.
+    returns the matrices that share their inputs, the leader first. `called` is called after every call of a matrix.
     """
     leaders: dict[Identity, Matrix] = {}
 
@@ -99,6 +121,7 @@ def distinct_inputs(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) 
         if leaders.setdefault(identity(x), matrix) is matrix:
             with torch.no_grad():
                 sink(matrix, matrix.tokens(x))
+        called()
 
     return grouped(calls_of(run, matrices, see), matrices)
 
@@ -111,17 +134,23 @@ class Inputs:
     groups: list[list[Matrix]] = field(default_factory=list)
     grams: dict[Matrix, Gram] = field(default_factory=dict)
 
-    def observe(self, run: Callable[[], Any], also: Sink = lambda matrix, x_TC: None) -> None:
+    def observe(
+        self,
+        run: Callable[[], Any],
+        also: Sink = lambda matrix, x_TC: None,
+        called: Callable[[], None] = lambda: None,
+    ) -> None:
         """Adds what enters the matrices while `run` runs. Raises WalkMismatch when the sharing changes.
 
-        also(matrix, x_TC): called with each distinct input, for the first matrix it enters.
+        also(matrix, x_TC): called with each distinct input, for the first matrix it enters; called(): after every call
+        of a matrix.
         """
 
         def add(matrix: Matrix, x_TC: Tensor) -> None:
             self.grams.setdefault(matrix, Gram(matrix.shape[1], matrix.name, matrix.device)).add(x_TC)
             also(matrix, x_TC)
 
-        groups = distinct_inputs(run, self.matrices, add)
+        groups = distinct_inputs(run, self.matrices, add, called)
         self.groups = self.groups or groups
         if groups != self.groups or {group[0] for group in groups} != set(self.grams):
             name = groups[0][0].name

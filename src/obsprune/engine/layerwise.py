@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from obsprune.core.linalg import layer_loss
 from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
-from obsprune.engine.inputs import require_finite
+from obsprune.engine.inputs import measure, require_finite, shared_inputs
+from obsprune.engine.matching import Matching
+from obsprune.engine.place import Dense, Place, Source, Store
 from obsprune.engine.rundir import RunDir
-from obsprune.engine.streams import Measured, Streams
+from obsprune.engine.streams import Batches, Measured, Point, Streams
 from obsprune.models.blocks import Block
 from obsprune.models.load import Model
 from obsprune.models.matrices import Matrix
@@ -24,7 +26,8 @@ from obsprune.solvers.base import AnySolver, Solution
 
 @dataclass(frozen=True)
 class Pruned:
-    """What became of one matrix. error = loss / tr W H Wᵀ, the share of the output's energy that was lost.
+    """What became of one matrix, when it was solved: block matching comes later. error = loss / tr W H Wᵀ, the share of
+    the output's energy that was lost.
 
     correction: how far its target was moved from W (0) to the corrected one (1); residual: whether that one makes up
     for what the residual stream has lost.
@@ -43,15 +46,33 @@ class Pruned:
     residual: bool = False
 
 
+@dataclass(frozen=True)
+class Projection:
+    """How a point becomes sparse: the layer solver, and every matrix's pattern."""
+
+    solver: AnySolver
+    patterns: Mapping[str, Pattern]
+
+    def dealt(self, group: Sequence[Matrix]) -> list[tuple[AnySolver, list[Matrix]]]:
+        """The matrices by the solver that suits them: those with a bias, and those without."""
+        solvers = {
+            id(matrix): self.solver if matrix.bias is not None else self.solver.without_bias() for matrix in group
+        }
+        return [(s, [m for m in group if solvers[id(m)] is s]) for s in dict.fromkeys(solvers.values())]
+
+
 def prune_blocks(
     model: Model,
     streams: Streams,
-    solver: AnySolver,
-    patterns: Mapping[str, Pattern],
+    projection: Projection,
     run: RunDir,
     progress: Progress,
+    matching: Matching | None = None,
 ) -> None:
-    """Prunes every matrix and commits block after block to `run`; blocks committed before are loaded instead."""
+    """Prunes every matrix and commits block after block to `run`; blocks committed before are loaded instead.
+
+    matching: what is done with each pruned block, where the streams have the dense block's outputs.
+    """
     progress.stage("pruning", len(model.blocks))
     with Walk(model.network, [block.module for block in model.blocks], streams.batches) as walk:
         for stop in walk:
@@ -61,7 +82,7 @@ def prune_blocks(
                 streams.pass_by(stop, block.loaded(model.device))
             with block.loaded(model.device, shard):
                 if shard is None:
-                    _prune_block(stop, block, streams, solver, patterns, run, progress)
+                    _prune_block(stop, block, streams, projection, run, progress, matching)
                 progress.step(run.summary(block.name))
                 if stop.last:
                     break  # nobody asks for what comes after the last block
@@ -72,41 +93,83 @@ def _prune_block(
     stop: Stop,
     block: Block,
     streams: Streams,
-    solver: AnySolver,
-    patterns: Mapping[str, Pattern],
+    projection: Projection,
     run: RunDir,
     progress: Progress,
+    matching: Matching | None,
 ) -> None:
     start = time.perf_counter()
     results: list[Pruned] = []
     for measured in streams.measured(stop, block.matrices):
-        for result in solve_group(measured, solver, patterns):
+        for result in solve_group(measured, projection):
             progress.detail(f"{result.name}  error {result.error:.4f}")
             results.append(result)
-    changed = {matrix.parameter for matrix in block.matrices}
-    run.commit(block.name, block.tensors(changed), [asdict(result) for result in results], time.perf_counter() - start)
+    facts = asdict(matching(stop, block, streams.goals, progress.detail)) if matching and block.matrices else None
+    seconds = time.perf_counter() - start
+    run.commit(block.name, block.tensors(), [asdict(result) for result in results], seconds, facts)
 
 
-def solve_group(measured: Measured, solver: AnySolver, patterns: Mapping[str, Pattern]) -> Iterator[Pruned]:
+def solve_group(measured: Measured, projection: Projection) -> Iterator[Pruned]:
     """Prunes the matrices that share one Gram, in place. Raises InputError when their inputs were not finite."""
     gram = measured.gram
     require_finite(gram)
     start = time.perf_counter()
-    state = solver.prepare(gram)
-    for matrix in measured.group:
-        weight = matrix.read()
-        solution = solver.solve(measured.point(matrix, weight), state, patterns[matrix.name])
-        end = time.perf_counter()
-        result = outcome(matrix, weight, solution, gram, end - start)
-        matrix.write(solution.weight)  # last: `weight` may be a view of what it overwrites
-        yield replace(result, correction=measured.share, residual=matrix in measured.writers)
-        start = end
+    for solver, matrices in projection.dealt(measured.group):
+        state = solver.prepare(gram)
+        for matrix in matrices:
+            weight = matrix.read()
+            solution = solver.solve(measured.point(matrix, weight), state, projection.patterns[matrix.name])
+            end = time.perf_counter()
+            result = outcome(matrix, weight, solution, gram, end - start)
+            matrix.write(solution.weight)  # last: `weight` may be a view of what it overwrites
+            if matrix.bias is not None and solution.bias_shift is not None:
+                matrix.bias.data += solution.bias_shift.to(matrix.bias.dtype)
+            yield replace(result, correction=measured.share, residual=matrix in measured.writers)
+            start = end
+
+
+def project_blocks(
+    place: Place,
+    batches: Batches,
+    projection: Projection,
+    begin: Source,
+    into: Store,
+    points: Callable[[Block], Point] = lambda block: lambda matrix, dense: dense,
+) -> dict[str, list[Pruned]]:
+    """One shot into a store: every block's dense matrices, moved to its `points`, are projected on what the blocks
+    before it, pruned, hand on. begin: where biases and norms come from. Returns what became of the matrices, by block.
+    """
+    results: dict[str, list[Pruned]] = {}
+    with Walk(place.model.network, [block.module for block in place.model.blocks], batches) as walk:
+        for stop in walk:
+            with place.at(stop.index, begin) as block:
+                weights = begin.get(block)
+                block.write(weights | {matrix.name: Dense().get(block)[matrix.name] for matrix in block.matrices})
+                groups = shared_inputs(stop, block.matrices) if block.matrices else []
+                results[block.name] = [
+                    result
+                    for gram, group in measure(stop, groups)
+                    for result in solve_group(Measured(gram, group, points(block)), projection)
+                ]
+                into.put(
+                    block,
+                    {matrix.name: matrix.read().clone() for matrix in block.matrices}
+                    | {name: x.data.clone() for name, x in block.vectors.items()},
+                )
+                if stop.last:
+                    break
+                stop.hand_on()
+    return results
 
 
 def outcome(matrix: Matrix, dense: Tensor, solution: Solution, gram: Gram, seconds: float) -> Pruned:
     """What the answer is worth beside the dense weight."""
     zeros, energy = int((solution.weight == 0).sum()), layer_loss(dense, gram.H_CC)
-    loss = layer_loss(dense.to(gram.H_CC.dtype) - solution.weight.to(gram.H_CC.dtype), gram.H_CC)
+    lost_RC = dense.to(gram.H_CC.dtype) - solution.weight.to(gram.H_CC.dtype)
+    loss = layer_loss(lost_RC, gram.H_CC)
+    if solution.bias_shift is not None:  # ‖D X − b 1ᵀ‖²
+        b_R = solution.bias_shift
+        loss += float(gram.count * b_R.dot(b_R) - 2 * b_R.dot(lost_RC @ gram.sum_C))
     return Pruned(
         name=matrix.name,
         shape=matrix.shape,

@@ -10,6 +10,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -17,6 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from obsprune.engine.rundir import RunDir
 from obsprune.models.blocks import Block
 from obsprune.models.checkpoint import read_headers, read_tensors, write_scratch, write_shard
 from obsprune.models.load import Model
@@ -26,7 +28,7 @@ Write = Callable[[Path, Tensors], None]
 
 
 class Source(ABC):
-    """Weights [R, C] by matrix name, a block at a time."""
+    """Weights [R, C] by matrix name, and biases and norms by theirs, a block at a time."""
 
     @abstractmethod
     def get(self, block: Block) -> Tensors:
@@ -39,6 +41,17 @@ class Dense(Source):
 
     def get(self, block: Block) -> Tensors:
         return block.weights()
+
+
+@final
+@dataclass(frozen=True)
+class Committed(Source):
+    """The weights in the shards of a run."""
+
+    run: RunDir
+
+    def get(self, block: Block) -> dict[str, Tensor]:
+        return block.weights(self.run.committed(block.name))
 
 
 class Store(Source):
@@ -99,12 +112,10 @@ class Place(ABC):
 
     @contextmanager
     def at(self, index: int, weights: Source) -> Iterator[Block]:
-        """While open, the block of this index is on the device with these weights in its matrices."""
+        """While open, the block of this index is on the device with these weights."""
         block = self.model.blocks[index]
         with self.resident(block):
-            tensors = weights.get(block)
-            for matrix in block.matrices:
-                matrix.write(tensors[matrix.name])
+            block.write(weights.get(block))
             yield block
 
     @contextmanager

@@ -55,7 +55,7 @@ def check_gradients(model: Model, batch: Mapping[str, Tensor]) -> None:
     @contextmanager
     def backward_at(index: int) -> Iterator[Visit]:
         block = model.blocks[index]
-        with block.loaded(model.device), differentiated(block.matrices):
+        with block.loaded(model.device), differentiated([matrix.tensor for matrix in block.matrices]):
             yield lambda run: run()
             for matrix in block.matrices:
                 matrix.take_gradient()

@@ -14,22 +14,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any
 
 from torch import Tensor
 
 from obsprune.engine.finetune import DECAY, RATES, Tuning, search
 from obsprune.engine.gradients import NotFinite
-from obsprune.engine.place import OnDisk, Place, Source, Store
+from obsprune.engine.layerwise import Projection
+from obsprune.engine.place import Committed, OnDisk, Place, Source, Store
 from obsprune.engine.rundir import Event, RunDir
-from obsprune.engine.steps import Candidate, Newton, Projection, Step
+from obsprune.engine.steps import Candidate, Newton, Step
 from obsprune.engine.teacher import Lesson, Score, teach
 from obsprune.errors import ObspruneError
 from obsprune.models.blocks import Block
 from obsprune.progress import Progress, Silent
 
-PROBE = 4
-"""A learning rate is tried on this part (1/PROBE) of a pass."""
+PROBE = 0.5
+"""A learning rate is tried on this part of one pass over the sequences."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Rounds:
             return before, None
         shares, rate = self.tuning.shares(lesson), last.get("rate")
         if rate is None:
-            part = shares[: max(1, len(shares) // PROBE)]
+            part = shares[: max(1, int(PROBE * len(shares)) // self.tuning.passes)]
             self.progress.stage("learning rates", len(RATES))
             rate, _ = search(RATES, partial(self._try, before, lesson, judge, part))
         else:
@@ -159,9 +160,8 @@ class Rounds:
         weights, model = self._folder(best["round"]), self.place.model
         for index, block in enumerate(model.blocks):
             with self.place.at(index, weights):
-                changed = {matrix.parameter for matrix in block.matrices}
                 matrices = [self._with_target(block, result) for result in best["matrices"].get(block.name, [])]
-                self.run.commit(block.name, block.tensors(changed), matrices, 0.0)
+                self.run.commit(block.name, block.tensors(), matrices, 0.0)
 
     def _with_target(self, block: Block, result: Event) -> Event:
         """What became of a matrix in the last round, with what its first round's target was."""
@@ -169,17 +169,6 @@ class Rounds:
         assert first is not None
         before = next(matrix for matrix in first["matrices"] if matrix["name"] == result["name"])
         return result | {"correction": before["correction"], "residual": before["residual"]}
-
-
-@final
-@dataclass(frozen=True)
-class Committed(Source):
-    """The weights in the shards of a run."""
-
-    run: RunDir
-
-    def get(self, block: Block) -> dict[str, Tensor]:
-        return block.weights(self.run.committed(block.name))
 
 
 def keep(weights: Source, store: Store, place: Place) -> None:
@@ -193,7 +182,8 @@ def moved(before: Source, after: Source, place: Place) -> float:
     changed = total = 0
     for block in place.model.blocks:
         old, new = before.get(block), after.get(block)
-        for name, weight in new.items():
+        for name in (matrix.name for matrix in block.matrices):
+            weight = new[name]
             changed += int(((old[name].to(weight.device) == 0) != (weight == 0)).sum())
             total += weight.numel()
     return changed / total

@@ -112,15 +112,38 @@ class RunDir:
         ]
         return found[-1] if found else None
 
-    def commit(self, block: str, tensors: Mapping[str, Tensor], matrices: list[Event], seconds: float) -> None:
+    def commit(
+        self,
+        block: str,
+        tensors: Mapping[str, Tensor],
+        matrices: list[Event],
+        seconds: float,
+        matching: Event | None = None,
+    ) -> None:
         """Writes a finished block: first the shard, then the line that says so."""
         write_shard(self.path / self._shards[block], tensors)
-        self.record("block", name=block, matrices=matrices, seconds=seconds)
+        self.record("block", name=block, matrices=matrices, seconds=seconds, matching=matching)
 
     def committed(self, block: str) -> Path | None:
         """The shard of a block that is done."""
         path = self.path / self._shards[block]
         return path if self.recorded("block", name=block) and path.is_file() else None
+
+    def trial(self, name: str) -> RunDir:
+        """A run inside this one, another way to the same blocks; continued where it was left."""
+        path = self.path / ROUNDS / f"trial-{name}"
+        path.mkdir(parents=True, exist_ok=True)
+        trial = RunDir(path, _read_journal(path / JOURNAL) if (path / JOURNAL).is_file() else [])
+        trial._shards = self._shards
+        return trial
+
+    def adopt(self, trial: RunDir) -> None:
+        """Takes over the blocks of a trial."""
+        for block, shard in self._shards.items():
+            if trial.committed(block):
+                (trial.path / shard).replace(self.path / shard)
+                self.record(**(trial.recorded("block", name=block) or {}))
+        shutil.rmtree(trial.path)
 
     def iterate(self, number: int) -> Path:
         """Where the weights of a round after the first lie until the run is finished."""
@@ -141,9 +164,10 @@ class RunDir:
         if not event or not event["matrices"]:
             return f"{block}  nothing to prune"
         worst = max(event["matrices"], key=lambda matrix: matrix["error"])
-        return (
-            f"{block}  {event['seconds']:.1f} s  worst error {worst['error']:.4f} ({worst['name'].rpartition('.')[2]})"
-        )
+        found = f"worst error {worst['error']:.4f} ({worst['name'].rpartition('.')[2]})"
+        match = event.get("matching")
+        matched = f", block error {match['before']:.4f}, matched {match['after']:.4f}" if match else ""
+        return f"{block}  {event['seconds']:.1f} s  {found}{matched}"
 
     def finish(self, checkpoint: Checkpoint, rest: list[str]) -> None:
         """Everything outside the blocks as stored, index, tokenizer, and last the config: now it can be loaded."""
@@ -153,8 +177,9 @@ class RunDir:
         shutil.rmtree(self.path / ROUNDS, ignore_errors=True)
 
     def abandon(self) -> None:
-        """Removes the directory when nothing was committed to it."""
-        if self.path.is_dir() and (self.path / JOURNAL).is_file() and self.recorded("block") is None:
+        """Removes the directory when nothing was committed to it, nor to a trial in it."""
+        begun = self.recorded("block") or any((self.path / ROUNDS).glob(f"trial-*/{JOURNAL}"))
+        if self.path.is_dir() and (self.path / JOURNAL).is_file() and not begun:
             _empty(self.path)
             with suppress(OSError):  # a mount point or a link stays, empty
                 self.path.rmdir()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -16,18 +16,17 @@ from torch import Tensor
 
 from obsprune.core.iobs import natural_direction
 from obsprune.core.linalg import factorise
-from obsprune.core.patterns import Pattern
+from obsprune.core.statistics import Gram
 from obsprune.engine.gradients import Sums, gradients_and_grams
-from obsprune.engine.inputs import measure, require_finite, shared_inputs
-from obsprune.engine.layerwise import Pruned, outcome, solve_group
-from obsprune.engine.place import Dense, Source, Store, free_bytes
-from obsprune.engine.streams import Measured
+from obsprune.engine.inputs import require_finite
+from obsprune.engine.layerwise import Projection, Pruned, outcome, project_blocks
+from obsprune.engine.place import Dense, Source, Store, Tensors, free_bytes
+from obsprune.engine.streams import Point
 from obsprune.engine.teacher import Lesson
 from obsprune.models.blocks import Block
 from obsprune.models.matrices import Matrix
-from obsprune.models.walk import Walk
 from obsprune.progress import Progress
-from obsprune.solvers.base import AnySolver
+from obsprune.solvers.base import Solution
 
 SIZES = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 """Step sizes of the first search; afterwards the last winner and its neighbours at a factor NEAR."""
@@ -44,14 +43,6 @@ class Candidate:
     size: float
     weights: Store
     matrices: dict[str, list[Pruned]]
-
-
-@dataclass(frozen=True)
-class Projection:
-    """How a point becomes sparse: the layer solver, and every matrix's pattern."""
-
-    solver: AnySolver
-    patterns: Mapping[str, Pattern]
 
 
 class Step(ABC):
@@ -101,24 +92,33 @@ class Newton(Step):
     ) -> None:
         assert sums.inputs is not None
         dense = Dense().get(block)
-        answers: list[dict[str, Tensor]] = [{} for _ in found]
+        vectors = {name: weights[name].to(vector.dtype) for name, vector in block.vectors.items()}
+        answers: list[dict[str, Tensor]] = [dict(vectors) for _ in found]
         for gram, group in sums.inputs.shared():
             require_finite(gram)
             U_CC = factorise(gram, self.damping).U_CC
-            state = projection.solver.prepare(gram)
-            for matrix in group:
-                W_RC = weights[matrix.name].to(gram.H_CC)
-                direction_RC = natural_direction(sums.gradients[matrix.name], U_CC)
-                for candidate, answer in zip(found, answers, strict=True):
-                    start = time.perf_counter()
-                    solution = projection.solver.solve(
-                        W_RC - candidate.size * direction_RC, state, projection.patterns[matrix.name]
-                    )
-                    answer[matrix.name] = solution.weight.to(matrix.weight.dtype)
-                    result = outcome(matrix, dense[matrix.name].to(W_RC), solution, gram, time.perf_counter() - start)
-                    candidate.matrices.setdefault(block.name, []).append(result)
+            for solver, matrices in projection.dealt(group):
+                state = solver.prepare(gram)
+                for matrix in matrices:
+                    W_RC = weights[matrix.name].to(gram.H_CC)
+                    direction_RC = natural_direction(sums.gradients[matrix.name], U_CC)
+                    for candidate, answer in zip(found, answers, strict=True):
+                        start, point_RC = time.perf_counter(), W_RC - candidate.size * direction_RC
+                        solution = solver.solve(point_RC, state, projection.patterns[matrix.name])
+                        result = _accept(matrix, solution, gram, dense, answer, time.perf_counter() - start)
+                        candidate.matrices.setdefault(block.name, []).append(result)
         for candidate, answer in zip(found, answers, strict=True):
             candidate.weights.put(block, answer)
+
+
+def _accept(matrix: Matrix, solution: Solution, gram: Gram, dense: Tensors, answer: Tensors, seconds: float) -> Pruned:
+    """Puts a solution into a candidate's tensors; what it is worth beside the dense ones."""
+    answer[matrix.name] = solution.weight.to(matrix.weight.dtype)
+    if solution.bias_shift is not None:
+        name = f"{matrix.name}.bias"
+        answer[name] = answer[name] + solution.bias_shift.to(answer[name].dtype)
+        solution = replace(solution, bias_shift=answer[name].to(gram.H_CC) - dense[name].to(gram.H_CC))
+    return outcome(matrix, dense[matrix.name].to(gram.H_CC), solution, gram, seconds)
 
 
 @final
@@ -138,32 +138,16 @@ class Local(Step):
         progress.stage("layer-local steps", len(sizes))
         found = []
         for number, size in enumerate(sizes):
-            candidate = Candidate(size, lesson.place.store(f"candidate-{number}"), {})
-            self._walk(weights, lesson, projection, candidate)
-            found.append(candidate)
+            store = lesson.place.store(f"candidate-{number}")
+
+            def between(block: Block, size: float = size) -> Point:
+                sparse = weights.get(block)
+                return lambda matrix, dense: torch.lerp(sparse[matrix.name].to(dense), dense, size)
+
+            matrices = project_blocks(lesson.place, lesson.batches, projection, weights, store, between)
+            found.append(Candidate(size, store, matrices))
             progress.step()
         return found
-
-    def _walk(self, weights: Source, lesson: Lesson, projection: Projection, candidate: Candidate) -> None:
-        place = lesson.place
-        with Walk(place.model.network, [block.module for block in place.model.blocks], lesson.batches) as walk:
-            for stop in walk:
-                with place.at(stop.index, Dense()) as block:
-                    sparse = weights.get(block)
-
-                    def point(matrix: Matrix, dense: Tensor, sparse: dict[str, Tensor] = sparse) -> Tensor:
-                        return torch.lerp(sparse[matrix.name].to(dense), dense, candidate.size)
-
-                    groups = shared_inputs(stop, block.matrices) if block.matrices else []
-                    candidate.matrices[block.name] = [
-                        result
-                        for gram, group in measure(stop, groups)
-                        for result in solve_group(Measured(gram, group, point), projection.solver, projection.patterns)
-                    ]
-                    candidate.weights.put(block, {matrix.name: matrix.read().clone() for matrix in block.matrices})
-                    if stop.last:
-                        break
-                    stop.hand_on()
 
 
 def chunk_size(lesson: Lesson) -> int:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from obsprune.core.statistics import Cross, Gram
-from obsprune.core.targets import SHARES, corrected, mismatch
-from obsprune.engine.inputs import Inputs, distinct_inputs, measure, shared_inputs
+from obsprune.core.targets import MOST, best_share, correction
+from obsprune.engine.inputs import Inputs, Quota, calls_of, distinct_inputs, grouped, measure, shared_inputs
+from obsprune.engine.matching import Goals
 from obsprune.models.matrices import Matrix, exchanged
 from obsprune.models.residual import Junction, find_junctions, watched
 from obsprune.models.walk import Stop
@@ -48,6 +48,8 @@ class Streams(ABC):
 
     batches: Batches
     sparse: Sequence[int]
+    goals: Goals = Goals()
+    """What the dense block gave, where there is a dense stream: known when `measured` is through."""
 
     @abstractmethod
     def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
@@ -79,13 +81,16 @@ class OneStream(Streams):
 
 @dataclass
 class _Pairs:
-    """Sums over one set of batches for one group of matrices: the Gram of the pruned model's inputs x, K = Σ y xᵀ with
-    the dense model's inputs y, and for each matrix that writes to the residual stream Σ (g − h) xᵀ, g and h the stream
-    before it in the dense and in the pruned model, in units of the matrix's output.
+    """Sums over one set of batches for one group of matrices: the Gram of the pruned model's inputs x, Σ (y − x) xᵀ
+    with the dense model's inputs y, and for each matrix that writes to the residual stream Σ (g − h) xᵀ, g and h the
+    stream before it in the dense and in the pruned model, in units of the matrix's output.
+
+    wanted: calls of the matrices in one forward, and junctions behind them; the forward ends with the last of these.
     """
 
     inputs: Inputs
     junctions: Mapping[Matrix, Junction]
+    wanted: int
     crosses: dict[Matrix, Cross] = field(default_factory=dict)
     residuals: dict[Matrix, Cross] = field(default_factory=dict)
 
@@ -95,24 +100,35 @@ class _Pairs:
         x: dict[Matrix, list[Tensor]] = {}
         g: dict[Matrix, list[Tensor]] = {}
         h: dict[Matrix, list[Tensor]] = {}
-        with watched(block, self.junctions, partial(_collect, g)) as returned:
-            distinct_inputs(lambda: returned(dense()), self.inputs.matrices, partial(_collect, y))
-        with watched(block, self.junctions, partial(_collect, h)) as returned:
-            self.inputs.observe(lambda: returned(sparse()), partial(_collect, x))
+        quota = Quota(self.wanted)
+        with self._watched(block, g, quota) as returned:
+            distinct_inputs(lambda: returned(dense()), self.inputs.matrices, partial(_collect, y), quota.seen)
+        quota = Quota(self.wanted)
+        with self._watched(block, h, quota) as returned:
+            self.inputs.observe(lambda: returned(sparse()), partial(_collect, x), quota.seen)
         for group in self.inputs.groups:
             for y_TC, x_TC in zip(y[group[0]], x[group[0]], strict=True):
-                self._cross(self.crosses, group[0], group[0].shape[1]).add(y_TC, x_TC)
+                self._cross(self.crosses, group[0], group[0].shape[1]).add(y_TC.float() - x_TC.float(), x_TC)
             for matrix in group:
                 for g_TR, h_TR, x_TC in zip(g.get(matrix, []), h.get(matrix, []), x[group[0]], strict=False):
                     self._cross(self.residuals, matrix, matrix.shape[0]).add(g_TR - h_TR, x_TC)
 
+    def _watched(
+        self, block: nn.Module, into: dict[Matrix, list[Tensor]], quota: Quota
+    ) -> AbstractContextManager[Callable[[Any], None]]:
+        def note(matrix: Matrix, tokens: Tensor) -> None:
+            _collect(into, matrix, tokens)
+            quota.seen()
+
+        return watched(block, self.junctions, note)
+
     def _cross(self, table: dict[Matrix, Cross], matrix: Matrix, rows: int) -> Cross:
         return table.setdefault(matrix, Cross(rows, matrix.shape[1], matrix.device))
 
-    def goal(self, matrix: Matrix, leader: Matrix, W_RC: Tensor) -> Tensor:
-        """K_RC = Σ t xᵀ with t what the matrix should give."""
-        K_RC = W_RC @ self.crosses[leader].K_RC
-        return K_RC + self.residuals[matrix].K_RC if matrix in self.residuals else K_RC
+    def missing(self, matrix: Matrix, leader: Matrix, W_RC: Tensor) -> Tensor:
+        """D_RC = Σ (t − W x) xᵀ with t what the matrix should give."""
+        D_RC = W_RC @ self.crosses[leader].K_RC
+        return D_RC + self.residuals[matrix].K_RC if matrix in self.residuals else D_RC
 
 
 def _collect(into: dict[Matrix, list[Tensor]], matrix: Matrix, tokens: Tensor) -> None:
@@ -125,42 +141,48 @@ class TwoStreams(Streams):
     error of a group is seen, and repaired, by the next.
     """
 
-    def __init__(self, batches: Batches, judges: Batches, damping: float, residual: bool) -> None:
+    def __init__(self, batches: Batches, judges: Batches, damping: float, residual: bool, most: float = MOST) -> None:
         both = [*batches, *judges]
         self.batches, self.count, self.first_judge = [*both, *both], len(both), len(batches)
         self.sparse = range(len(both), 2 * len(both))
-        self.damping, self.residual = damping, residual
+        self.damping, self.residual, self.most = damping, residual, most
 
     def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
-        dense = {matrix: matrix.weight.clone() for matrix in matrices}
+        self.goals = Goals()  # of the block before: no longer needed
+        changing = [parameter for matrix in matrices for parameter in (matrix.tensor, matrix.bias)]
+        dense = {parameter: parameter.data.clone() for parameter in changing if parameter is not None}
         junctions = find_junctions(stop.module, matrices, stop.call(0)) if self.residual else {}
-        for group in shared_inputs(stop, matrices):
+        calls = calls_of(partial(stop.run, stop.keys[0]), matrices, lambda matrix, x: None)
+        for group in grouped(calls, matrices):
             own = {matrix: junctions[matrix] for matrix in group if matrix in junctions}
-            work, judge = _Pairs(Inputs(group), own), _Pairs(Inputs(group), own)
+            wanted = sum(len(calls[matrix]) for matrix in group) + sum(len(calls[matrix]) for matrix in own)
+            work, judge = _Pairs(Inputs(group), own, wanted), _Pairs(Inputs(group), own, wanted)
             for key in range(self.count):
                 pairs = work if key < self.first_judge else judge
                 pairs.observe(stop.module, partial(_run_with, dense, stop, key), partial(stop.run, self.count + key))
             yield self._measured(work, judge)
+        outputs: dict[int, Any] = {}
         with exchanged(dense):
-            stop.hand_on(range(self.count))
+            for key in range(self.count):
+                outputs[self.count + key] = stop.run(key)
+                stop.leave(key, outputs[self.count + key])
+        edge = self.count + self.first_judge
+        self.goals = Goals(
+            {key: goal for key, goal in outputs.items() if key < edge},
+            {key: goal for key, goal in outputs.items() if key >= edge},
+        )
 
     def _measured(self, work: _Pairs, judge: _Pairs) -> Measured:
-        """The group's targets, moved by the share that fits the judging sequences best."""
+        """The group's targets, moved as far as fits the judging sequences best."""
         ((gram, group),), ((judging, _),) = work.inputs.shared(), judge.inputs.shared()
         weights = {matrix: matrix.read().to(gram.H_CC) for matrix in group}
-        targets, judged = {}, {}
-        for matrix, W_RC in weights.items():
-            targets[matrix] = corrected(W_RC, work.goal(matrix, group[0], W_RC), gram.H_CC, self.damping)
-            judged[matrix] = judge.goal(matrix, group[0], W_RC)
-
-        def error(share: float) -> float:
-            return sum(
-                mismatch(torch.lerp(W_RC, targets[matrix], share), judged[matrix], judging.H_CC)
-                for matrix, W_RC in weights.items()
-            )
-
-        share = min(SHARES, key=error)
-        point = {matrix: torch.lerp(W_RC, targets[matrix], share) for matrix, W_RC in weights.items()}
+        moves = {
+            matrix: correction(work.missing(matrix, group[0], W_RC), gram.H_CC, self.damping)
+            for matrix, W_RC in weights.items()
+        }
+        judged = [(moves[matrix], judge.missing(matrix, group[0], weights[matrix]), judging.H_CC) for matrix in group]
+        share = best_share(judged, self.most)
+        point = {matrix: W_RC + share * moves[matrix] for matrix, W_RC in weights.items()}
         return Measured(gram, group, lambda matrix, dense: point[matrix], share, frozenset(work.residuals))
 
     def pass_by(self, stop: Stop, loaded: AbstractContextManager[None]) -> None:
@@ -168,6 +190,6 @@ class TwoStreams(Streams):
             stop.hand_on(range(self.count))
 
 
-def _run_with(weights: Mapping[Matrix, Tensor], stop: Stop, key: int) -> Any:
+def _run_with(weights: Mapping[nn.Parameter, Tensor], stop: Stop, key: int) -> Any:
     with exchanged(weights):
         return stop.run(key)

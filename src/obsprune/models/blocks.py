@@ -40,20 +40,45 @@ class Block:
                 for name, parameter in module.named_parameters(recurse=False):
                     setattr(module, name, _without_storage(parameter))
 
-    def weights(self, shard: Path | None = None) -> dict[str, Tensor]:
-        """{matrix's name: weight [R, C] as stored}, on the CPU: the checkpoint's, or those of `shard`."""
-        turns = {matrix.parameter: matrix for matrix in self.matrices}
-        keys = {key: turns[full] for key, name in self.keys.items() if (full := f"{self.name}.{name}") in turns}
-        tensors = read_tensors(shard, keys) if shard else self.checkpoint.read(keys)
-        return {matrix.name: matrix.turn(tensors[key]).contiguous() for key, matrix in keys.items()}
+    @property
+    def vectors(self) -> dict[str, nn.Parameter]:
+        """What is tuned beside the matrices, by full name: biases, and the scales and shifts of norms."""
+        own = {name for name in self.keys.values() if name}
+        return {
+            f"{self.name}.{name}": parameter
+            for name, parameter in self.module.named_parameters()
+            if name in own and parameter.dim() == 1 and parameter.is_floating_point()
+        }
 
-    def tensors(self, changed: set[str]) -> dict[str, Tensor]:
-        """The block as a shard has it: parameters in `changed` (full names) from the module, the rest as stored."""
+    @property
+    def tunable(self) -> dict[str, nn.Parameter]:
+        """The prunable weights and the vectors, by full name."""
+        return {matrix.parameter: matrix.tensor for matrix in self.matrices} | self.vectors
+
+    def weights(self, shard: Path | None = None) -> dict[str, Tensor]:
+        """{matrix's name: weight [R, C], vector's name: vector}, as stored, on the CPU: the checkpoint's, or those of
+        `shard`.
+        """
+        keys = {f"{self.name}.{name}": key for key, name in self.keys.items() if name}
+        wanted = [keys[name] for name in (*(matrix.parameter for matrix in self.matrices), *self.vectors)]
+        tensors = read_tensors(shard, wanted) if shard else self.checkpoint.read(wanted)
+        matrices = {matrix.name: matrix.turn(tensors[keys[matrix.parameter]]).contiguous() for matrix in self.matrices}
+        return matrices | {name: tensors[keys[name]] for name in self.vectors}
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts what `weights` gives into the module, in the compute dtype."""
+        for matrix in self.matrices:
+            matrix.write(tensors[matrix.name])
+        for name, vector in self.vectors.items():
+            vector.data.copy_(tensors[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The block as a shard has it: what has changed from the module, the rest as stored, bit for bit."""
         tensors = self.checkpoint.read(self.keys)
-        parameters = dict(self.module.named_parameters())
+        parameters = {name: parameter.detach().cpu() for name, parameter in self.module.named_parameters()}
         for key, name in self.keys.items():
-            if name and f"{self.name}.{name}" in changed:
-                tensors[key] = parameters[name].detach().to("cpu", tensors[key].dtype)
+            if name in parameters and not torch.equal(parameters[name], tensors[key].to(parameters[name].dtype)):
+                tensors[key] = parameters[name].to(tensors[key].dtype)
         return tensors
 
 

@@ -6,7 +6,7 @@ The only place in the project that asks what kind a layer is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
@@ -35,7 +35,17 @@ class Matrix(ABC):
     @property
     def weight(self) -> Tensor:
         """The layer's own tensor, in the layer's layout."""
-        return self.module.get_parameter("weight").data
+        return self.tensor.data
+
+    @property
+    def tensor(self) -> nn.Parameter:
+        """The layer's own parameter."""
+        return self.module.get_parameter("weight")
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The layer's bias, where the architecture has one."""
+        return getattr(self.module, "bias", None)
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +68,7 @@ class Matrix(ABC):
 
     def take_gradient(self) -> Tensor:
         """The gradient [R, C] that backward has left in the layer, in float32; it is gone from there afterwards."""
-        parameter = self.module.get_parameter("weight")
+        parameter = self.tensor
         if parameter.grad is None:
             raise InputError(f"no gradient reaches {self.name}; leave it dense with --skip '{self.name}'")
         gradient, parameter.grad = parameter.grad, None
@@ -133,22 +143,21 @@ def fused_experts(block: nn.Module) -> list[str]:
 
 
 @contextmanager
-def exchanged(weights: Mapping[Matrix, Tensor]) -> Iterator[None]:
-    """While open, the layers compute with these tensors (in the layers' own layout); nothing is copied."""
-    own = {matrix: matrix.weight for matrix in weights}
-    for matrix, weight in weights.items():
-        matrix.module.get_parameter("weight").data = weight
+def exchanged(tensors: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """While open, these parameters have other values; nothing is copied."""
+    own = {parameter: parameter.data for parameter in tensors}
+    for parameter, tensor in tensors.items():
+        parameter.data = tensor
     try:
         yield
     finally:
-        for matrix, weight in own.items():
-            matrix.module.get_parameter("weight").data = weight
+        for parameter, tensor in own.items():
+            parameter.data = tensor
 
 
 @contextmanager
-def differentiated(matrices: list[Matrix]) -> Iterator[None]:
-    """While open, backward leaves gradients in these layers."""
-    parameters = [matrix.module.get_parameter("weight") for matrix in matrices]
+def differentiated(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """While open, backward leaves gradients in these parameters."""
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:

@@ -101,10 +101,12 @@ class Stop:
         """The block itself."""
         return self._walk.blocks[self.index]
 
-    def run(self, key: int) -> Any:
-        """The block's output (whatever the block returns) for one batch, with its weights as they are now."""
+    def run(self, key: int, record: bool = False) -> Any:
+        """The block's output (whatever the block returns) for one batch, with its weights as they are now; `record`:
+        with its graph.
+        """
         block, args, kwargs = self._walk.calls[key]
-        with torch.no_grad():
+        with torch.set_grad_enabled(record):
             return self._walk.forwards[block](*args, **kwargs)
 
     def call(self, key: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -56,6 +56,12 @@ def build_report(
             "zeros": zeros,
             "weights": total,
         },
+        "allocation": _allocation(run),
+        "matching": [
+            {"block": event["name"], **event["matching"]}
+            for event in run.events
+            if event["kind"] == "block" and event.get("matching")
+        ],
         "evaluation": _scores(run),
         "rounds": _rounds(run, data),
         "matrices": matrices,
@@ -63,6 +69,7 @@ def build_report(
         "warnings": [*notices, *_rescues(matrices, recipe)],
         "seconds": {
             "total": seconds,
+            "allocation": _spent_on_trials(run),
             "pruning": sum(event["seconds"] for event in run.events if event["kind"] == "block"),
             "rounds": sum(event["seconds"] for event in run.events if event["kind"] == "round" and event["round"] > 1),
             "evaluation": sum(event["seconds"] for event in run.events if event["kind"] == "score"),
@@ -87,6 +94,18 @@ def _scores(run: RunDir) -> Report:
     for pair in scores.values():
         pair["ratio"] = pair["pruned"]["perplexity"] / pair["dense"]["perplexity"]
     return scores
+
+
+def _allocation(run: RunDir) -> Report:
+    """Which rule shared out the zeros, and what each one tried led to on held-out text."""
+    event = run.recorded("allocation")
+    return {key: event[key] for key in ("rule", "tried")} if event else {"rule": "uniform", "tried": {}}
+
+
+def _spent_on_trials(run: RunDir) -> float:
+    """Seconds of probing and of the trials that were not taken."""
+    event = run.recorded("allocation")
+    return sum(e["spent"] for e in run.events if e["kind"] == "trial") - event["seconds"] if event else 0.0
 
 
 def _rounds(run: RunDir, data: Report) -> list[Report]:

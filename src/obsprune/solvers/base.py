@@ -40,13 +40,15 @@ class Solution:
     """The answer for one matrix.
 
     weight [R, C] in the dtype of the question; keep bool [R, C]; loss = tr (W−Z) H (W−Z)ᵀ of that very weight
-    (undamped); damping: the damping really used.
+    (undamped), H the Gram of the state; damping: the damping really used; bias_shift [R]: what the layer's bias must
+    grow by, None where the solver leaves it alone.
     """
 
     weight: Tensor
     keep: Tensor
     loss: float
     damping: float
+    bias_shift: Tensor | None = None
 
 
 S = TypeVar("S", bound=State)
@@ -62,6 +64,14 @@ class Solver(ABC, Generic[S]):
     @abstractmethod
     def search(self, W_RC: Tensor, state: S, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """(Z_RC, keep_RC) in the working dtype. W must not be changed; where keep is False, Z is ignored."""
+
+    def shift(self, D_RC: Tensor, state: S) -> Tensor | None:
+        """What the bias must grow by [R] when the weight loses D."""
+        return None
+
+    def without_bias(self) -> AnySolver:
+        """The solver for layers that have no bias."""
+        return self
 
     @final
     def solve(self, weight: Tensor, state: S, pattern: Pattern) -> Solution:
@@ -79,7 +89,7 @@ class Solver(ABC, Generic[S]):
                 f"the layer loss of {state.gram.name} is {loss}: its weight or its calibration inputs hold NaN or "
                 f"infinity, or overflow {str(weight.dtype).removeprefix('torch.')}; mend the checkpoint or use float32"
             )
-        return Solution(sparse, keep_RC, loss, state.damping)
+        return Solution(sparse, keep_RC, loss, state.damping, self.shift(error_RC, state))
 
 
 AnySolver = Solver[Any]

@@ -1,0 +1,212 @@
+"""Which matrix gives more zeros than another: the rules of core/allocation.py, fed from the dense model, and judged by
+what they lead to. Uniform shares stay unless another rule's held-out loss is lower by MARGIN.
+
+A rule is judged after the whole one-shot stage (targets and block matching included): one that is good for a plain
+layer solver can be bad after them, since they repair early blocks better than late ones (recipes/ablation).
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from obsprune.core import allocation as rules
+from obsprune.core.linalg import layer_loss
+from obsprune.core.patterns import Pattern, Unstructured
+from obsprune.core.statistics import Gram
+from obsprune.engine.inputs import measure, require_finite, shared_inputs
+from obsprune.engine.place import Committed, Dense, Place, Source, Store, Tensors
+from obsprune.engine.rundir import Event, RunDir
+from obsprune.engine.streams import Batches
+from obsprune.engine.teacher import Lesson
+from obsprune.models.blocks import Block
+from obsprune.models.matrices import Matrix
+from obsprune.models.walk import Walk
+from obsprune.progress import Progress
+from obsprune.solvers.base import AnySolver
+
+MARGIN = 0.01
+"""How much lower the held-out loss must be, as a share of it."""
+STEPS = (-0.2, -0.1, 0.0, 0.1, 0.2)
+"""Levels of sparsity that are probed, relative to the target."""
+Shares = dict[str, float]
+OneShot = Callable[[Mapping[str, Pattern], RunDir], None]
+"""Prunes the model by these patterns into a run."""
+
+
+@final
+@dataclass(frozen=True)
+class Partly(Source):
+    """The dense model with some matrices from a store."""
+
+    names: frozenset[str]
+    store: Store
+
+    def get(self, block: Block) -> Tensors:
+        tensors, own = Dense().get(block), {matrix.name for matrix in block.matrices} & self.names
+        return tensors | ({name: self.store.get(block)[name] for name in own} if own else {})
+
+
+@final
+@dataclass(frozen=True)
+class Probe:
+    """Looks at the dense model. batches: to calibrate; judge: held-out sequences; sparsity: of all together."""
+
+    place: Place
+    solver: AnySolver
+    sparsity: float
+    batches: Batches
+    judge: Lesson
+    progress: Progress
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Those with something to prune."""
+        return [block for block in self.place.model.blocks if block.matrices]
+
+    def measured(self) -> Iterator[tuple[Block, list[tuple[Gram, list[Matrix]]]]]:
+        """Block after block, dense and on the device, with its Grams."""
+        modules = [block.module for block in self.place.model.blocks]
+        self.progress.stage("probing", len(modules))
+        with Walk(self.place.model.network, modules, self.batches) as walk:
+            for stop in walk:
+                with self.place.at(stop.index, Dense()) as block:
+                    if block.matrices:
+                        yield block, list(measure(stop, shared_inputs(stop, block.matrices)))
+                    self.progress.step()
+                    if stop.last:
+                        break
+                    stop.hand_on()
+
+    def errors(self, levels: Sequence[float], target: int) -> tuple[dict[str, list[float]], Store]:
+        """Relative error of each matrix pruned alone at each level; the weights at level number `target`."""
+        errors: dict[str, list[float]] = {}
+        store = self.place.store("alone")
+        for block, measured in self.measured():
+            answers: Tensors = {}
+            for gram, group in measured:
+                require_finite(gram)
+                state = self.solver.prepare(gram)
+                for matrix in group:
+                    W_RC = matrix.read().to(gram.H_CC)
+                    energy = layer_loss(W_RC, gram.H_CC) or 1.0
+                    found = [self.solver.solve(W_RC, state, Unstructured(level)) for level in levels]
+                    errors[matrix.name] = [solution.loss / energy for solution in found]
+                    answers[matrix.name] = found[target].weight.to(matrix.weight.dtype)
+            store.put(block, answers)
+        return errors, store
+
+    def divergences(self, groups: Sequence[Sequence[str]], store: Store) -> list[float]:
+        """How far the dense model moves when one group of matrices after the other is taken from the store."""
+        self.progress.stage("pruned alone", len(groups))
+        found = []
+        for names in groups:
+            found.append(self.judge.score(Partly(frozenset(names), store)).kl)
+            self.progress.step()
+        return found
+
+
+class Rule(ABC):
+    """A way to share out the zeros."""
+
+    @abstractmethod
+    def shares(self, probe: Probe) -> Shares:
+        """{matrix's name: share of zeros}; the mean is roughly the target."""
+
+
+@final
+class OWL(Rule):
+    """Blocks with many outliers lose less (Yin et al. 2024)."""
+
+    def shares(self, probe: Probe) -> Shares:
+        outliers = [
+            rules.outlier_share([(matrix.read().to(gram.H_CC), gram) for gram, group in measured for matrix in group])
+            for _, measured in probe.measured()
+        ]
+        return by_block(probe.blocks, rules.owl(outliers, probe.sparsity))
+
+
+@final
+class Importance(Rule):
+    """Blocks whose pruning alone moves the model far lose less (LSA)."""
+
+    def shares(self, probe: Probe) -> Shares:
+        _, store = probe.errors([probe.sparsity], 0)
+        groups = [[matrix.name for matrix in block.matrices] for block in probe.blocks]
+        return by_block(probe.blocks, rules.by_importance(probe.divergences(groups, store), probe.sparsity))
+
+
+@final
+class Knapsack(Rule):
+    """The least sum of probed errors, matrix by matrix. An error counts as much as it moves the model: the divergence
+    when the matrix alone is pruned at the target, times its error at a level over its error there.
+    """
+
+    def shares(self, probe: Probe) -> Shares:
+        levels = [min(max(probe.sparsity + step, 0.0), rules.MOST) for step in STEPS]
+        target = STEPS.index(0.0)
+        errors, store = probe.errors(levels, target)
+        moved = dict(zip(errors, probe.divergences([[name] for name in errors], store), strict=True))
+        scaled = [[moved[name] * error / (e[target] or 1.0) for error in e] for name, e in errors.items()]
+        sizes = sizes_of(probe.blocks)
+        chosen = rules.knapsack(scaled, levels, [sizes[name] for name in errors], budget(sizes, probe.sparsity))
+        return dict(zip(errors, chosen, strict=True))
+
+
+RULES: dict[str, Rule] = {"owl": OWL(), "importance": Importance(), "knapsack": Knapsack()}
+
+
+def by_block(blocks: Sequence[Block], shares: Sequence[float]) -> Shares:
+    """One share for all matrices of a block."""
+    return {matrix.name: share for block, share in zip(blocks, shares, strict=True) for matrix in block.matrices}
+
+
+def sizes_of(blocks: Sequence[Block]) -> dict[str, int]:
+    """Weights of each matrix."""
+    return {matrix.name: matrix.shape[0] * matrix.shape[1] for block in blocks for matrix in block.matrices}
+
+
+def budget(sizes: Mapping[str, int], sparsity: float) -> int:
+    """As many zeros as uniform shares would give."""
+    return sum(Unstructured(sparsity).pruned(1, size) for size in sizes.values())
+
+
+def exact(shares: Shares, blocks: Sequence[Block], sparsity: float) -> Shares:
+    """Shares whose zeros are whole and together exactly the budget."""
+    sizes = sizes_of(blocks)
+    zeros = rules.counts([shares[name] for name in sizes], list(sizes.values()), budget(sizes, sparsity))
+    return {name: zero / sizes[name] for name, zero in zip(sizes, zeros, strict=True)}
+
+
+def patterns(shares: Shares) -> dict[str, Pattern]:
+    """What each matrix must meet."""
+    return {name: Unstructured(share) for name, share in shares.items()}
+
+
+def choose(names: Sequence[str], probe: Probe, one_shot: OneShot, run: RunDir) -> Event:
+    """Carries out one shot with uniform shares and with those of each rule named, each in a trial inside `run`; records
+    the shares to take. Trials that were finished before are not repeated.
+    """
+    tried = {name: run.recorded("trial", rule=name) or _try(name, probe, one_shot, run) for name in ("uniform", *names)}
+    best = min(tried, key=lambda name: float(tried[name]["nll"]))
+    if tried[best]["nll"] > (1 - MARGIN) * tried["uniform"]["nll"]:
+        best = "uniform"
+    scores = {name: {"heldout_kl": event["heldout_kl"], "nll": event["nll"]} for name, event in tried.items()}
+    return run.record("allocation", rule=best, tried=scores, **{key: tried[best][key] for key in ("shares", "seconds")})
+
+
+def _try(name: str, probe: Probe, one_shot: OneShot, run: RunDir) -> Event:
+    begin = time.perf_counter()
+    with probe.place.opened():
+        wanted = RULES[name].shares(probe) if name in RULES else dict.fromkeys(sizes_of(probe.blocks), probe.sparsity)
+    shares, trial, start = exact(wanted, probe.blocks, probe.sparsity), run.trial(name), time.perf_counter()
+    one_shot(patterns(shares), trial)
+    seconds = time.perf_counter() - start
+    with probe.place.opened():
+        score = probe.judge.score(Committed(trial))
+    probe.progress.line(f"allocation {name}: held-out KL {score.kl:.4f}, perplexity {score.perplexity:.3f}")
+    facts = {"heldout_kl": score.kl, "nll": score.nll, "seconds": seconds, "spent": time.perf_counter() - begin}
+    return run.record("trial", rule=name, shares=shares, **facts)

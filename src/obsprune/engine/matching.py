@@ -1,0 +1,129 @@
+"""Block matching: once its matrices are pruned, a block's surviving weights, norms and biases are tuned together, so
+that the block gives on the pruned stream what the dense block gives on the dense one (algorithms: section 8).
+
+Adam on the squared error, zeros kept, float32 masters; one block and its activations are all that is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from obsprune.core.optimizers import Adam, cosine
+from obsprune.models.blocks import Block
+from obsprune.models.matrices import differentiated
+from obsprune.models.walk import Stop
+
+FLOOR = 0.1
+"""The share of the rate that is left at the end."""
+PATIENCE = 3
+"""Passes in a row that may be no better than the best one."""
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What the dense block gave, by key of the batch in the pruned stream: some to learn from, some to judge by."""
+
+    work: Mapping[int, Any] = field(default_factory=dict)
+    judge: Mapping[int, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Squared error over squared output, on the judging batches: before, and after the best of `passes` passes (0 when
+    none was better).
+    """
+
+    before: float
+    after: float
+    best: int
+    passes: int
+
+
+@final
+@dataclass(frozen=True)
+class Matching:
+    """At most `passes` over the batches, a step a batch. A step moves a weight by about `rate` times the root mean
+    square of what it belongs to, so that one rate suits all.
+    """
+
+    passes: int
+    rate: float
+
+    def __call__(self, stop: Stop, block: Block, goals: Goals, tell: Callable[[str], None]) -> Matched:
+        """Tunes the block in place and leaves it in the state that fits the judging batches best."""
+        learner, order = _Learner(block.tunable), torch.Generator().manual_seed(0)
+        before = error(stop, goals.judge)
+        best, after, state, number = 0, before, learner.snapshot(), 0
+        with differentiated(block.tunable.values()):
+            while number < self.passes and number - best < PATIENCE:
+                self._pass(stop, goals.work, learner, order, number)
+                number, now = number + 1, error(stop, goals.judge)
+                tell(f"{block.name}  matching, pass {number} of {self.passes}: error {now:.4f}")
+                if now < after:
+                    best, after, state = number, now, learner.snapshot()
+        learner.restore(state)
+        return Matched(before, after, best, number)
+
+    def _pass(
+        self, stop: Stop, work: Mapping[int, Any], learner: _Learner, order: torch.Generator, number: int
+    ) -> None:
+        keys = list(work)
+        for place, index in enumerate(torch.randperm(len(keys), generator=order).tolist()):
+            key, done = keys[index], (number + place / len(keys)) / self.passes
+            torch.autograd.backward([distance(stop.run(key, record=True), work[key])])
+            learner.step(self.rate * (FLOOR + (1 - FLOOR) * cosine(done)))
+
+
+class _Learner:
+    """Float32 masters of some parameters, and their Adam state. Zeros of matrices stay."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters, self.number = parameters, 0
+        self.masters = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
+        self.keep = {name: (W != 0) | (W.dim() == 1) for name, W in self.masters.items()}
+        self.scales = {name: _root_mean_square(W) for name, W in self.masters.items()}
+        self.moments = {name: (torch.zeros_like(W), torch.zeros_like(W)) for name, W in self.masters.items()}
+
+    def step(self, rate: float) -> None:
+        """Takes the gradients out of the parameters."""
+        self.number += 1
+        for name, W in self.masters.items():
+            gradient, self.parameters[name].grad = self.parameters[name].grad, None
+            if gradient is not None:  # a norm that the block does not use
+                gradient = gradient.float() * self.keep[name]
+                Adam().step(W, gradient, *self.moments[name], rate * self.scales[name], self.number)
+        self.restore(self.masters)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: W.clone() for name, W in self.masters.items()}
+
+    def restore(self, masters: Mapping[str, Tensor]) -> None:
+        for name, W in masters.items():
+            self.parameters[name].data.copy_(W)
+
+
+def _root_mean_square(W: Tensor) -> float:
+    """Of what is not zero."""
+    return float(W[W != 0].square().mean().sqrt()) if bool(W.any()) else 0.0
+
+
+def distance(output: Any, goal: Any) -> Tensor:
+    """Squared error of the block's first output: the hidden states."""
+    return (hidden(output).float() - hidden(goal).float()).square().sum()
+
+
+def hidden(output: Any) -> Tensor:
+    """The hidden states among what a block returns: the first floating tensor."""
+    return next(x for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point())
+
+
+def error(stop: Stop, goals: Mapping[int, Any]) -> float:
+    """Squared error over squared output on some batches."""
+    lost = sum(float(distance(stop.run(key), goal)) for key, goal in goals.items())
+    return lost / sum(float(hidden(goal).float().square().sum()) for goal in goals.values())
