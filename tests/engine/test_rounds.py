@@ -14,8 +14,10 @@ from torch import Tensor
 from zoo import SIDE_CHANNEL, ZOO, Zoo, reference, token_rows
 
 from obsprune.core.patterns import Unstructured
+from obsprune.engine import finetune
+from obsprune.engine import place as place_module
 from obsprune.engine.finetune import Tuning, search
-from obsprune.engine.gradients import Sums, gradients, gradients_and_grams
+from obsprune.engine.gradients import Sums, gradients, gradients_and_grams, whole_gradients
 from obsprune.engine.layerwise import prune_blocks
 from obsprune.engine.place import MEMORIES, Dense, InFiles, InHost, OnDevice, Place, choose_place
 from obsprune.engine.rounds import Committed, Rounds, describe, moved
@@ -203,6 +205,42 @@ def test_gradients_and_grams(zoo: Zoo, tmp_path: Path, family: str) -> None:
         for (gram, group), (again, _) in zip(one.inputs.shared(), other.inputs.shared(), strict=True):
             assert gram.count == rows.numel() and len(group) >= 1
             assert torch.equal(gram.H_CC, again.H_CC)
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_all_graphs_at_once_give_the_same_bits(zoo: Zoo, tmp_path: Path, family: str) -> None:
+    model, rows = load(str(zoo(family))), token_rows(6)
+    run, _ = one_shot(model, rows, tmp_path / "out")
+    found: list[dict[str, Tensor]] = []
+    place = OnDevice(model)
+    with place.opened():
+        lesson = teach(place, rows, 2)
+        for differentiate in (gradients, whole_gradients):
+            sums: dict[str, Tensor] = {}
+            differentiate(
+                lesson, (2, 0), Committed(run), lambda _: Sums(), lambda _, s, sums=sums: sums.update(s.gradients)
+            )
+            found.append(sums)
+    assert found[0].keys() == found[1].keys() == {matrix.name for matrix in model.matrices}
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]) and bool(gradient.any())
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
+
+
+@pytest.mark.parametrize("free", [10**12, 10**3])
+def test_graphs_are_kept_where_they_fit(
+    llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    used: list[str] = []
+    for name in ("gradients", "whole_gradients"):
+        original = getattr(finetune, name)
+        monkeypatch.setattr(finetune, name, lambda *a, n=name, f=original: used.append(n) or f(*a))
+    monkeypatch.setattr(place_module, "free_bytes", lambda device: free)
+    run, _ = one_shot(llama, token_rows(6), tmp_path / "out")
+    for place in (OnDevice(llama), InHost(llama)):
+        with place.opened():
+            Tuning(1, True).run(Committed(run), teach(place, token_rows(2), 1), [range(1)], 1e-3, lambda: None)
+    assert used == ["whole_gradients" if free > 10**6 else "gradients", "gradients"]
 
 
 def test_gradients_reach_pruned_weights_too(llama: Model, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 
 from obsprune.core.optimizers import Adam, cosine
-from obsprune.engine.gradients import Sums, gradients
+from obsprune.engine.gradients import Sums, gradients, graph_bytes, whole_gradients
 from obsprune.engine.place import Source, Store, copied
 from obsprune.engine.teacher import Lesson
 from obsprune.models.blocks import Block
@@ -47,9 +47,11 @@ class Tuning:
         place = lesson.place
         masters = copied(weights, place, "masters")
         state = place.store("adam")
+        differentiate = whole_gradients if place.holds(graph_bytes(lesson)) else gradients
         for number, keys in enumerate(shares, 1):
             now = rate * cosine((number - 1) / len(shares))
-            gradients(lesson, keys, masters, lambda block: Sums(), partial(self._update, masters, state, number, now))
+            update = partial(self._update, masters, state, number, now)
+            differentiate(lesson, keys, masters, lambda block: Sums(), update)
             step()
         return masters
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from obsprune.core.losses import divergence, log_probabilities
@@ -63,9 +64,6 @@ def gradients(
     """
     place, network = lesson.place, lesson.place.model.network
 
-    def loss(key: int, output: Any) -> Tensor:
-        return divergence(*log_probabilities(output.logits).chunk(2))
-
     @contextmanager
     def backward_at(index: int) -> Iterator[Visit]:
         with place.at(index, weights) as block, differentiated([matrix.tensor for matrix in block.matrices]):
@@ -75,9 +73,47 @@ def gradients(
             done(block, sums)
 
     chosen = [lesson.batches[key] for key in keys]
-    walk = Walk(network, [block.module for block in place.model.blocks], chosen, backward_of(loss), record=True)
-    with lesson.beside(walk, keys):
+    walk = Walk(network, [block.module for block in place.model.blocks], chosen, backward_of(_loss), record=True)
+    with lesson.beside(lambda: keys[walk.current()]):
         reverse_walk(walk, lambda index: place.at(index, weights), backward_at)
+
+
+def whole_gradients(
+    lesson: Lesson,
+    keys: Sequence[int],
+    weights: Source,
+    begin: Callable[[Block], Sums],
+    done: Callable[[Block, Sums], None],
+) -> None:
+    """`gradients`, to the bit, with the graphs of all blocks alive at once (Place.holds): no block runs twice. `begin`
+    must not ask for Grams.
+    """
+    place = lesson.place
+    with ExitStack() as held:
+        blocks = [held.enter_context(place.at(index, weights)) for index in range(len(place.model.blocks))]
+        held.enter_context(differentiated([matrix.tensor for block in blocks for matrix in block.matrices]))
+        sums = {block.name: begin(block) for block in blocks}
+        for key in keys:
+            with torch.enable_grad(), lesson.beside(partial(int, key)):
+                torch.autograd.backward([_loss(key, place.model.network(**lesson.batches[key]))])
+            for block in blocks:
+                sums[block.name].visit(block, lambda: None)
+        for block in reversed(blocks):
+            sums[block.name].check()
+            done(block, sums[block.name])
+
+
+def graph_bytes(lesson: Lesson) -> int:
+    """About what the graphs of all blocks hold for the largest batch: inputs and outputs of the matrices, as much again
+    for what lies between them, and the logits of both models.
+    """
+    model, tokens = lesson.place.model, max(batch["input_ids"].numel() for batch in lesson.batches)
+    widths = sum(sum(matrix.shape) for matrix in model.matrices)
+    return tokens * (2 * widths * model.dtype.itemsize + 24 * model.vocabulary)
+
+
+def _loss(key: int, output: Any) -> Tensor:
+    return divergence(*log_probabilities(output.logits).chunk(2))
 
 
 def gradients_and_grams(lesson: Lesson, chunk: int, weights: Source, done: Callable[[Block, Sums], None]) -> None:

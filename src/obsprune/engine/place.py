@@ -118,6 +118,10 @@ class Place(ABC):
             block.write(weights.get(block))
             yield block
 
+    def holds(self, needed: int) -> bool:
+        """Whether all blocks can be in use at once, with so many bytes beside them."""
+        return False
+
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The time in which the place is used."""
@@ -133,6 +137,9 @@ class OnDevice(Place):
 
     def resident(self, block: Block) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def holds(self, needed: int) -> bool:
+        return 2 * needed <= free_bytes(self.model.device)
 
     @contextmanager
     def opened(self) -> Iterator[None]:

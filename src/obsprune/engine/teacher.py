@@ -7,7 +7,7 @@ in front of the head, and whatever the architecture does after it (scaling, capp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +46,11 @@ class Lesson:
         return sum(batch["input_ids"].numel() for batch in self.batches)
 
     @contextmanager
-    def beside(self, walk: Walk, keys: Sequence[int]) -> Iterator[None]:
-        """While open, the head sees a batch's hidden states followed by the teacher's. keys: which batches walk."""
+    def beside(self, running: Callable[[], int]) -> Iterator[None]:
+        """While open, the head sees a batch's hidden states followed by the teacher's. running: which batch it is."""
 
         def join(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            assert walk.running is not None
-            teacher = self.hidden[keys[walk.running]]
+            teacher = self.hidden[running()]
             return (torch.cat([args[0], teacher.to(args[0].device)]), *args[1:])
 
         handle = self.place.model.head.register_forward_pre_hook(join)
@@ -71,7 +70,7 @@ class Lesson:
 
         place, modules = self.place, [block.module for block in self.place.model.blocks]
         walk = Walk(place.model.network, modules, self.batches, finish)
-        with walk, self.beside(walk, range(len(self.batches))):
+        with walk, self.beside(walk.current):
             for stop in walk:
                 with place.at(stop.index, weights):
                     stop.hand_on()
@@ -90,8 +89,7 @@ def teach(place: Place, rows: Tensor, size: int) -> Lesson:
     walk = Walk(place.model.network, [block.module for block in place.model.blocks], parts)
 
     def listen(module: nn.Module, args: tuple[Any, ...]) -> None:
-        assert walk.running is not None
-        hidden[walk.running] = args[0]
+        hidden[walk.current()] = args[0]
 
     handle = place.model.head.register_forward_pre_hook(listen)
     try:

@@ -180,6 +180,11 @@ class Walk:
             if block not in visited:
                 raise WalkMismatch(f"{self._name(block)} is never run by the model's forward")
 
+    def current(self) -> int:
+        """The key of the batch that runs between two blocks now."""
+        assert self.running is not None
+        return self.running
+
     def resume(self, key: int, *value: Any) -> None:
         """Lets one batch run to the next block or to the end, and notes that; `running` is its key meanwhile."""
         self.running = key
