@@ -97,13 +97,13 @@ def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
         return plan
     event = run.recorded("allocation")
     if event is None:
-        place = choose_place(model, recipe.rounds.memory, model.dtype.itemsize, run.scratch)
+        place = choose_place(model, recipe.rounds.memory, 2 * model.dtype.itemsize, run.scratch)
         with place.opened():
             judge = teach(place, plan.draw.heldout, judged_at_once(plan))
         parts = batches(plan.draw.calibration, plan.batch_size, model.device)
         assert recipe.sparsity is not None
         probe = Probe(place, recipe.make_solver(), recipe.sparsity, parts, judge, progress)
-        event = choose(recipe.rules, probe, lambda rules, trial: one_shot(plan, rules, trial, progress), run)
+        event = choose(recipe.rules, probe, lambda patterns, trial: one_shot(plan, patterns, trial, progress), run)
     if run.recorded("shot") is None:
         run.adopt(run.trial(event["rule"]))
         run.record("shot", seconds=event["seconds"])

@@ -58,6 +58,11 @@ def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
         check_judges(drawn)
     if recipe.iters > 1 or recipe.rules:
         _ = model.head  # or InputError
+    if recipe.allocation.rules and not recipe.rules:
+        least = recipe.allocation.least
+        notices.append(f"all matrices get the same share of zeros: allocation is for unstructured from {least:g} up")
+    if recipe.solver["compensate"] and all(matrix.bias is None for matrix in model.matrices):
+        notices.append("solver.compensate does nothing: no layer to prune has a bias")
     if any(matrix.stored.itemsize > model.dtype.itemsize for matrix in model.matrices):
         notices.append(f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it")
     return Plan(recipe, model, drawn, {matrix.name: pattern for matrix in model.matrices}, notices)
@@ -67,8 +72,8 @@ def check_judges(drawn: Draw) -> None:
     """Raises InputError when there is nothing held out to judge by."""
     if not len(drawn.heldout):
         raise InputError(
-            f"rounds and corrected targets need held-out sequences to judge by, and {drawn.facts['dataset']} has none "
-            "left; use more text, a smaller --nsamples, or data.heldout above 0"
+            "rounds, corrected targets, matching and allocation are judged by held-out sequences, and there are none: "
+            f"set data.heldout above 0, and keep it and --nsamples within what {drawn.facts['dataset']} has"
         )
 
 

@@ -163,11 +163,14 @@ class Recipe:
         assert self.sparsity is not None
         percent = f"{100 * self.sparsity:.4g}"
         what = {"unstructured": percent, "row": f"row-{percent}"}.get(self.pattern, self.pattern.replace(":", "of"))
+        options = self.solver
+        refit = f"-refit{options['refit']}" if options["refit"] else "-exact" if options["exact"] else ""
+        refit += "-compensated" if options["compensate"] else ""
         target = f"-{self.target}" if self.target != "own" else ""
         matched = "-matched" if self.matching.passes else ""
         shared = f"-{'-'.join(self.rules)}" if self.rules else ""
         rounds = f"-iters{self.iters}" if self.iters > 1 else ""
-        return f"{self.solver['name']}{target}{matched}{shared}-{what}{rounds}"
+        return f"{options['name']}{refit}{target}{matched}{shared}-{what}{rounds}"
 
 
 TARGETS = ("own", "corrected", "stream")
@@ -244,9 +247,7 @@ def _resolve(recipe: Recipe) -> Recipe:
     """Fills in what depends on something else, and refuses what cannot be."""
     _check_numbers(recipe)
     _check_rounds(recipe.rounds)
-    for rule in recipe.allocation.rules:
-        if rule not in RULES:
-            raise InputError(f"allocation.rules names '{rule}'; {nearest(rule, RULES)}")
+    _check_allocation(recipe.allocation)
     if not 0 < recipe.matching.rate < math.inf:
         raise InputError(f"matching.rate is {recipe.matching.rate!r}; a positive number is expected")
     if recipe.target not in TARGETS:
@@ -275,6 +276,16 @@ def _check_numbers(recipe: Recipe) -> None:
     size = recipe.engine.batch_size
     if size != "auto" and not (isinstance(size, int) and size > 0):
         raise InputError(f"--batch-size {size}: a positive number or 'auto' is expected")
+
+
+def _check_allocation(part: AllocationPart) -> None:
+    for rule in part.rules:
+        if rule not in RULES:
+            raise InputError(f"allocation.rules names '{rule}'; {nearest(rule, RULES)}")
+    if len(set(part.rules)) < len(part.rules):
+        raise InputError(f"allocation.rules names a rule twice: {', '.join(part.rules)}")
+    if not 0 <= part.least <= 1:
+        raise InputError(f"allocation.least is {part.least:g}; a sparsity between 0 and 1 is expected")
 
 
 def _check_rounds(part: RoundsPart) -> None:
@@ -317,6 +328,8 @@ def _solver_options(given: Tree) -> Tree:
             raise InputError(f"solver.{key} is {value!r}; a number from 0 up is expected")
     if given.get("blocksize", 1) < 1:
         raise InputError("solver.blocksize is 0; at least one column is needed")
+    if given.get("exact") and given.get("refit"):
+        raise InputError("solver.exact and solver.refit exclude each other; set solver.refit=0")
     return {"name": name, **known, **given}
 
 
@@ -330,7 +343,8 @@ def _check_expression(expression: str) -> None:
 def _typed(kind: Any, tree: Any, path: str) -> Any:
     """A dataclass from a tree; unknown keys and wrong types are refused with their path."""
     if not isinstance(tree, Mapping):
-        raise InputError(f"'{path}' is {tree!r}; a mapping with {', '.join(f.name for f in fields(kind))} is expected")
+        known = ", ".join(f.name for f in fields(kind))
+        raise InputError(f"'{path.removesuffix('.')}' is {tree!r}; a mapping with {known} is expected")
     hints = get_type_hints(kind)
     values: Tree = {}
     for key, value in tree.items():

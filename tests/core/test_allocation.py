@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
 
-from obsprune.core.allocation import MOST, SPREAD, by_importance, counts, knapsack, outlier_share, owl
+from obsprune.core.allocation import CAP, SPREAD, by_importance, counts, knapsack, levels_around, outlier_share, owl
 from obsprune.core.statistics import Gram
 
 
@@ -20,7 +20,7 @@ def test_counts_are_exact_and_near(seed: int) -> None:
     zeros = counts(shares, sizes, budget)
     assert sum(zeros) == budget
     assert all(0 <= zero <= size for zero, size in zip(zeros, sizes, strict=True))
-    inside = [(z / n - s, n) for z, n, s in zip(zeros, sizes, shares, strict=True) if 0 < z < int(MOST * n)]
+    inside = [(z / n - s, n) for z, n, s in zip(zeros, sizes, shares, strict=True) if 0 < z < int(CAP * n)]
     for (one, n), (other, m) in product(inside, inside):  # all that are not at a bound moved by the same amount
         assert abs(one - other) <= 1 / n + 1 / m
 
@@ -29,6 +29,14 @@ def test_counts_of_uniform_shares_are_those_of_the_pattern_and_ties_go_by_index(
     assert counts([0.5, 0.5, 0.5], [10, 20, 30], 30) == [5, 10, 15]
     assert counts([0.5, 0.5, 0.5], [3, 3, 3], 4) == [2, 1, 1]
     assert counts([0.9, 0.99], [100, 100], 198) == [99, 99]
+    assert counts([0.5, 0.5, 0.1], [10, 1000, 200], 1208) == [10, 998, 200]  # beyond CAP all share what is asked
+
+
+def test_levels_are_distinct_and_hold_the_target() -> None:
+    for sparsity in (0.0, 0.1, 0.5, 0.7, 0.89, 0.9, 0.95, 0.99, 0.995):
+        levels = levels_around(sparsity)
+        assert sparsity in levels and all(a < b for a, b in pairwise(levels))
+        assert levels[0] >= 0 and levels[-1] <= max(CAP, sparsity)
 
 
 def test_outliers_are_counted_over_the_whole_block() -> None:
@@ -51,6 +59,7 @@ def test_owl_spares_blocks_with_outliers_within_its_spread() -> None:
 def test_importance_is_one_minus_the_share_of_the_error() -> None:
     assert by_importance([1.0, 1.0, 2.0], 0.6) == pytest.approx([0.6 * 9 / 8, 0.6 * 9 / 8, 0.6 * 6 / 8])
     assert by_importance([0.0, 0.0], 0.6) == [0.6, 0.6]
+    assert by_importance([3.0], 0.6) == [0.6]
 
 
 LEVELS = [0.5, 0.6, 0.7, 0.8, 0.9]

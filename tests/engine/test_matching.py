@@ -132,10 +132,23 @@ def test_rounds_go_on_from_matched_norms(zoo: Zoo, tokens: Path, tmp_path: Path)
         same["evaluation"]["heldout"]["pruned"]["perplexity"], rel=1e-5
     )
     assert one["matching"] and len(two["matching"]) == len(one["matching"])
-    if two["rounds"][1]["kept"]:
-        name = "model.layers.0.input_layernorm.weight"
-        first, last = (load_file(next((tmp_path / d).glob("model-00002*")))[name] for d in ("same", "two"))
-        assert torch.equal(first, last)
+    assert two["rounds"][1]["kept"]
+    name = "model.layers.0.input_layernorm.weight"
+    first, last = (load_file(next((tmp_path / d).glob("model-00002*")))[name] for d in ("same", "two"))
+    assert torch.equal(first, last)
+    assert not torch.equal(first, reference(zoo("llama")).get_parameter(name))
+
+
+def test_biases_that_are_zero_learn_too(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    model = reference(zoo("gpt2"))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.data.zero_()
+    model.save_pretrained(tmp_path / "zero")
+    report = pruned(tmp_path / "zero", tokens, tmp_path / "out", matching={"passes": 5, "rate": 0.01})
+    assert all(entry["best"] for entry in report["matching"])
+    after = reference(tmp_path / "out")
+    assert bool(after.get_parameter("transformer.h.0.mlp.c_fc.bias").any())
 
 
 def test_side_channels_pass(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:

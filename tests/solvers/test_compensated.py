@@ -8,10 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from zoo import Zoo, reference
+from zoo import Zoo, reference, token_rows
 
 from obsprune.core.patterns import Given, NofM, Pattern, Unstructured
 from obsprune.core.statistics import Gram
+from obsprune.engine.layerwise import Projection, project_blocks
+from obsprune.engine.place import Dense, OnDevice
+from obsprune.engine.steps import Between
+from obsprune.engine.teacher import teach
+from obsprune.models.load import load
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
@@ -107,6 +112,27 @@ def test_only_biases_that_exist_are_moved(zoo: Zoo, tokens: Path, tmp_path: Path
         changed = not torch.equal(tensor, after[name])
         assert changed == (name in biases or name.removesuffix(".weight") in pruned), name
     assert all(matrix["loss"] >= 0 for matrix in report["matrices"])
+
+
+def test_a_local_step_to_the_dense_weights_is_one_shot_over_again(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    """Biases go the same way as weights: compensated twice, they would be counted twice."""
+    model, rows = load(str(zoo("gpt2"))), token_rows(8)
+    solver = build("sparsegpt", {"compensate": True})
+    projection = Projection(solver, {matrix.name: Unstructured(0.5) for matrix in model.matrices})
+    place = OnDevice(model)
+    with place.opened():
+        lesson = teach(place, rows, 4)
+        once, twice = place.store("once"), place.store("twice")
+        project_blocks(place, lesson.batches, projection, once, Dense())
+        project_blocks(place, lesson.batches, projection, twice, Between(once, 1.0))
+        for block in model.blocks:
+            dense = block.weights()
+            for name, tensor in once.get(block).items():
+                assert torch.equal(tensor, twice.get(block)[name])
+            moved = [
+                not torch.equal(once.get(block)[f"{m.name}.bias"], dense[f"{m.name}.bias"]) for m in block.matrices
+            ]
+            assert all(moved)
 
 
 def test_the_reported_loss_counts_the_bias(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ Set = Annotated[
     Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any other setting: solver.damping=0.02, solver.refit=10, rounds.tune=none. Repeatable.",
+        help="Any other setting of a recipe: solver.refit=10, target=stream, matching.passes=5, rounds.tune=none; all "
+        "are in the README and in the recipe.yaml of a result. Repeatable.",
     ),
 ]
 

@@ -91,16 +91,33 @@ def _one_shot_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("allocation", f"{report['allocation']['rule']} (held-out loss: {scores})"))
     if report["matching"]:
         before, after = (mean(block[when] for block in report["matching"]) for when in ("before", "after"))
-        rows.append(("matching", f"mean error of a block {before:.4f}, matched {after:.4f}"))
+        rows.append(("matching", f"mean error of a block {before:.3g}, matched {after:.3g}"))
     return rows
+
+
+def _method(recipe: Any) -> dict[str, str]:
+    """What will be done, one line a component."""
+    lines = {
+        "solver": ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in recipe.solver.items()),
+        "target": recipe.target,
+    }
+    if recipe.matching.passes:
+        lines["matching"] = f"{recipe.matching.passes} passes over each block at rate {recipe.matching.rate:g}"
+    if recipe.rules:
+        lines["allocation"] = f"uniform or {', '.join(recipe.rules)}, whichever is best on held-out text"
+    return lines
 
 
 def dry_run_tables(plan: Any) -> list[Table]:
     """What would be pruned, what would not and why, and on how many tokens."""
-    matrices = _table("to prune", ["matrix", "rows", "columns", "zeros"])
+    zeros = "zeros, if uniform" if plan.recipe.rules else "zeros"
+    matrices = _table("to prune", ["matrix", "rows", "columns", zeros])
     for matrix in plan.model.matrices:
         rows, columns = matrix.shape
         _row(matrices, matrix.name, rows, columns, f"{plan.patterns[matrix.name].pruned(rows, columns):,}")
+    method = _table("method", ["", ""], left=2)
+    for key, value in _method(plan.recipe).items():
+        _row(method, key, value)
     skipped = _table("stays dense", ["weight", "why"], left=2)
     for name, why in plan.model.skipped.items():
         _row(skipped, name, why)
@@ -111,11 +128,9 @@ def dry_run_tables(plan: Any) -> list[Table]:
     if plan.recipe.iters > 1:
         seen = plan.draw.facts["rounds"]["sequences_seen"]
         _row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different sequences together")
-    if plan.recipe.rules:
-        _row(facts, "allocation", f"the zeros are shared out in the run: {', '.join(plan.recipe.rules)}, or uniform")
     for notice in plan.notices:
         _row(facts, "note", notice)
-    return [matrices, skipped, facts]
+    return [matrices, skipped, method, facts]
 
 
 def eval_table(scores: dict[str, Any]) -> str:

@@ -16,30 +16,36 @@ from obsprune.core.statistics import Gram
 
 OUTLIER, SPREAD = 5.0, 0.08
 """OWL (Yin et al. 2024): what exceeds the mean so many times is an outlier; shares stay this near to the target."""
-MOST = 0.99
-"""No matrix loses more than this share."""
+LEVELS = (-0.2, -0.1, 0.0, 0.1, 0.2)
+"""Levels of sparsity that are probed, relative to the target."""
+CAP = 0.99
+"""No matrix loses more than this share, unless all together do."""
 
 
 def counts(s_M: Sequence[float], n_M: Sequence[int], budget: int) -> list[int]:
     """Zeros of each matrix, near s·n and exactly `budget` together: all shares are shifted by one amount, kept within
-    [0, MOST], and rounded by largest remainders (ties by index).
+    [0, CAP], and rounded by largest remainders (ties by index).
     """
     s, n = torch.tensor(s_M, dtype=torch.float64), torch.tensor(n_M, dtype=torch.float64)
-    exact = n * (s + _shift(s, n, budget)).clamp(0, MOST)
+    cap = max(CAP, budget / sum(n_M))
+    exact = n * (s + _shift(s, n, budget, cap)).clamp(0, cap)
     whole = exact.floor()
-    missing = budget - int(whole.sum())
     order = torch.argsort(exact - whole, descending=True, stable=True)
-    for index in range(missing):
-        whole[order[index % len(order)]] += 1
+    whole[order[: budget - int(whole.sum())]] += 1
     return [int(count) for count in whole]
 
 
-def _shift(s_M: Tensor, n_M: Tensor, budget: int) -> float:
-    """The amount t for which Σ n·clamp(s + t) is the budget, by bisection."""
+def levels_around(sparsity: float) -> list[float]:
+    """The levels a matrix is probed at, ascending, the target among them."""
+    return sorted({min(max(sparsity + step, 0.0), max(CAP, sparsity)) for step in LEVELS})
+
+
+def _shift(s_M: Tensor, n_M: Tensor, budget: int, cap: float) -> float:
+    """The amount t for which Σ n·clamp(s + t, 0, cap) is the budget, by bisection."""
     low, high = -1.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if float((n_M * (s_M + middle).clamp(0, MOST)).sum()) < budget:
+        if float((n_M * (s_M + middle).clamp(0, cap)).sum()) < budget:
             low = middle
         else:
             high = middle
@@ -63,7 +69,7 @@ def owl(outliers: Sequence[float], sparsity: float) -> list[float]:
 def by_importance(errors: Sequence[float], sparsity: float) -> list[float]:
     """Shares of blocks in proportion to 1 − E/ΣE: the more it costs to prune a block alone, the fewer zeros."""
     e = torch.tensor(errors, dtype=torch.float64)
-    importance = 1 - e / e.sum() if float(e.sum()) > 0 else torch.ones_like(e)
+    importance = 1 - e / e.sum() if float(e.sum()) > 0 and len(e) > 1 else torch.ones_like(e)
     return [float(share) for share in sparsity * importance / importance.mean()]
 
 

@@ -30,8 +30,6 @@ from obsprune.solvers.base import AnySolver
 
 MARGIN = 0.01
 """How much lower the held-out loss must be, as a share of it."""
-STEPS = (-0.2, -0.1, 0.0, 0.1, 0.2)
-"""Levels of sparsity that are probed, relative to the target."""
 Shares = dict[str, float]
 OneShot = Callable[[Mapping[str, Pattern], RunDir], None]
 """Prunes the model by these patterns into a run."""
@@ -40,13 +38,14 @@ OneShot = Callable[[Mapping[str, Pattern], RunDir], None]
 @final
 @dataclass(frozen=True)
 class Partly(Source):
-    """The dense model with some matrices from a store."""
+    """The dense weights of one store, with some matrices from another."""
 
     names: frozenset[str]
+    dense: Store
     store: Store
 
     def get(self, block: Block) -> Tensors:
-        tensors, own = Dense().get(block), {matrix.name for matrix in block.matrices} & self.names
+        tensors, own = self.dense.get(block), {matrix.name for matrix in block.matrices} & self.names
         return tensors | ({name: self.store.get(block)[name] for name in own} if own else {})
 
 
@@ -102,9 +101,11 @@ class Probe:
     def divergences(self, groups: Sequence[Sequence[str]], store: Store) -> list[float]:
         """How far the dense model moves when one group of matrices after the other is taken from the store."""
         self.progress.stage("pruned alone", len(groups))
-        found = []
+        found, dense = [], self.place.store("dense")
+        for block in self.place.model.blocks:
+            dense.put(block, Dense().get(block))
         for names in groups:
-            found.append(self.judge.score(Partly(frozenset(names), store)).kl)
+            found.append(self.judge.score(Partly(frozenset(names), dense, store)).kl)
             self.progress.step()
         return found
 
@@ -146,8 +147,8 @@ class Knapsack(Rule):
     """
 
     def shares(self, probe: Probe) -> Shares:
-        levels = [min(max(probe.sparsity + step, 0.0), rules.MOST) for step in STEPS]
-        target = STEPS.index(0.0)
+        levels = rules.levels_around(probe.sparsity)
+        target = levels.index(probe.sparsity)
         errors, store = probe.errors(levels, target)
         moved = dict(zip(errors, probe.divergences([[name] for name in errors], store), strict=True))
         scaled = [[moved[name] * error / (e[target] or 1.0) for error in e] for name, e in errors.items()]
@@ -191,7 +192,7 @@ def choose(names: Sequence[str], probe: Probe, one_shot: OneShot, run: RunDir) -
     the shares to take. Trials that were finished before are not repeated.
     """
     tried = {name: run.recorded("trial", rule=name) or _try(name, probe, one_shot, run) for name in ("uniform", *names)}
-    best = min(tried, key=lambda name: float(tried[name]["nll"]))
+    best = min(names, key=lambda name: float(tried[name]["nll"]))
     if tried[best]["nll"] > (1 - MARGIN) * tried["uniform"]["nll"]:
         best = "uniform"
     scores = {name: {"heldout_kl": event["heldout_kl"], "nll": event["nll"]} for name, event in tried.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
@@ -13,9 +13,9 @@ from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
 from obsprune.engine.inputs import measure, require_finite, shared_inputs
 from obsprune.engine.matching import Matching
-from obsprune.engine.place import Dense, Place, Source, Store
+from obsprune.engine.place import Dense, Place, Source, Store, Tensors
 from obsprune.engine.rundir import RunDir
-from obsprune.engine.streams import Batches, Measured, Point, Streams
+from obsprune.engine.streams import Batches, Measured, Streams
 from obsprune.models.blocks import Block
 from obsprune.models.load import Model
 from obsprune.models.matrices import Matrix
@@ -129,37 +129,30 @@ def solve_group(measured: Measured, projection: Projection) -> Iterator[Pruned]:
 
 
 def project_blocks(
-    place: Place,
-    batches: Batches,
-    projection: Projection,
-    begin: Source,
-    into: Store,
-    points: Callable[[Block], Point] = lambda block: lambda matrix, dense: dense,
+    place: Place, batches: Batches, projection: Projection, into: Store, point: Source
 ) -> dict[str, list[Pruned]]:
-    """One shot into a store: every block's dense matrices, moved to its `points`, are projected on what the blocks
-    before it, pruned, hand on. begin: where biases and norms come from. Returns what became of the matrices, by block.
+    """One shot into a store: every block's matrices are measured dense, on what the blocks before it, pruned, hand on;
+    those of `point` are projected, whose biases and norms count too. Returns what became of them, by block.
     """
     results: dict[str, list[Pruned]] = {}
     with Walk(place.model.network, [block.module for block in place.model.blocks], batches) as walk:
         for stop in walk:
-            with place.at(stop.index, begin) as block:
-                weights = begin.get(block)
-                block.write(weights | {matrix.name: Dense().get(block)[matrix.name] for matrix in block.matrices})
-                groups = shared_inputs(stop, block.matrices) if block.matrices else []
-                results[block.name] = [
-                    result
-                    for gram, group in measure(stop, groups)
-                    for result in solve_group(Measured(gram, group, points(block)), projection)
-                ]
-                into.put(
-                    block,
-                    {matrix.name: matrix.read().clone() for matrix in block.matrices}
-                    | {name: x.data.clone() for name, x in block.vectors.items()},
-                )
+            with place.at(stop.index, point) as block:
+                results[block.name] = list(_projected(stop, block, projection, point.get(block)))
+                vectors = {name: vector.data.clone() for name, vector in block.vectors.items()}
+                into.put(block, vectors | {matrix.name: matrix.read().clone() for matrix in block.matrices})
                 if stop.last:
                     break
                 stop.hand_on()
     return results
+
+
+def _projected(stop: Stop, block: Block, projection: Projection, point: Tensors) -> Iterator[Pruned]:
+    if not block.matrices:
+        return
+    block.write(point | {matrix.name: Dense().get(block)[matrix.name] for matrix in block.matrices})
+    for gram, group in measure(stop, shared_inputs(stop, block.matrices)):
+        yield from solve_group(Measured(gram, group, lambda matrix, dense: point[matrix.name].to(dense)), projection)
 
 
 def outcome(matrix: Matrix, dense: Tensor, solution: Solution, gram: Gram, seconds: float) -> Pruned:

@@ -166,7 +166,7 @@ class RunDir:
         worst = max(event["matrices"], key=lambda matrix: matrix["error"])
         found = f"worst error {worst['error']:.4f} ({worst['name'].rpartition('.')[2]})"
         match = event.get("matching")
-        matched = f", block error {match['before']:.4f}, matched {match['after']:.4f}" if match else ""
+        matched = f", block error {match['before']:.3g}, matched {match['after']:.3g}" if match else ""
         return f"{block}  {event['seconds']:.1f} s  {found}{matched}"
 
     def finish(self, checkpoint: Checkpoint, rest: list[str]) -> None:

@@ -21,7 +21,6 @@ from obsprune.engine.gradients import Sums, gradients_and_grams
 from obsprune.engine.inputs import require_finite
 from obsprune.engine.layerwise import Projection, Pruned, outcome, project_blocks
 from obsprune.engine.place import Dense, Source, Store, Tensors, free_bytes
-from obsprune.engine.streams import Point
 from obsprune.engine.teacher import Lesson
 from obsprune.models.blocks import Block
 from obsprune.models.matrices import Matrix
@@ -123,6 +122,19 @@ def _accept(matrix: Matrix, solution: Solution, gram: Gram, dense: Tensors, answ
 
 @final
 @dataclass(frozen=True)
+class Between(Source):
+    """The share `size` of the way from some weights to the dense ones, biases and norms too."""
+
+    weights: Source
+    size: float
+
+    def get(self, block: Block) -> Tensors:
+        sparse = self.weights.get(block)
+        return {name: torch.lerp(sparse[name].to(x), x, self.size) for name, x in Dense().get(block).items()}
+
+
+@final
+@dataclass(frozen=True)
 class Local(Step):
     """W⁺ = W + η (W_dense − W), each block projected on what the pruned blocks before it hand on.
 
@@ -139,12 +151,7 @@ class Local(Step):
         found = []
         for number, size in enumerate(sizes):
             store = lesson.place.store(f"candidate-{number}")
-
-            def between(block: Block, size: float = size) -> Point:
-                sparse = weights.get(block)
-                return lambda matrix, dense: torch.lerp(sparse[matrix.name].to(dense), dense, size)
-
-            matrices = project_blocks(lesson.place, lesson.batches, projection, weights, store, between)
+            matrices = project_blocks(lesson.place, lesson.batches, projection, store, Between(weights, size))
             found.append(Candidate(size, store, matrices))
             progress.step()
         return found

@@ -139,12 +139,20 @@ def write_atomic(path: Path, write: Any) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner may read
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write {path}: {error}; make room or choose another -o, then repeat the command to go on"
         ) from error
+
+
+def _umask() -> int:
+    """What the process takes away from new files; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_scratch(path: Path, tensors: Mapping[str, Tensor]) -> None:

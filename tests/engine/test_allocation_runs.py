@@ -57,7 +57,7 @@ def test_every_rule_prunes_exactly_as_much_as_uniform(
     assert sum(int((W == 0).sum()) for W in weights) == sum(Unstructured(0.7).pruned(*W.shape) for W in weights)
     for matrix, W in zip(report["matrices"], weights, strict=True):
         assert matrix["zeros"] == int((W == 0).sum())
-    assert set(report["allocation"]["tried"]) == {"uniform", rule}
+    assert report["allocation"]["rule"] == rule and set(report["allocation"]["tried"]) == {"uniform", rule}
     assert not (tmp_path / "out/rounds").exists()
 
 
@@ -85,6 +85,21 @@ def test_a_good_rule_is_taken(tokens: Path, tmp_path: Path, monkeypatch: pytest.
     assert len({round(matrix["sparsity"], 3) for matrix in report["matrices"]}) > 2
 
 
+@pytest.mark.parametrize("sparsity", [0.05, 0.9, 0.99])
+def test_extreme_targets(zoo: Zoo, tokens: Path, tmp_path: Path, sparsity: float) -> None:
+    allocation = {"rules": ["owl", "importance", "knapsack"], "least": 0.0}
+    report = pruned(zoo("llama"), tokens, tmp_path / "out", [], sparsity=sparsity, allocation=allocation)
+    weights = [rows * columns for rows, columns in (matrix["shape"] for matrix in report["matrices"])]
+    assert report["sparsity"]["zeros"] == sum(Unstructured(sparsity).pruned(1, weight) for weight in weights)
+
+
+def test_a_single_block(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    report = pruned(zoo("gpt2"), tokens, tmp_path / "out", ["importance"], skip=[r"h\.1\."])
+    assert {matrix["block"] for matrix in report["matrices"]} == {"transformer.h.0"}
+    tried = report["allocation"]["tried"]
+    assert tried["importance"] == tried["uniform"]
+
+
 @pytest.mark.parametrize("die_at", range(6))
 def test_killed_and_resumed_gives_the_same_bytes(
     zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int
@@ -93,7 +108,8 @@ def test_killed_and_resumed_gives_the_same_bytes(
     monkeypatch.setattr(allocation, "MARGIN", -100.0)
     more = {"target": "stream", "matching": {"passes": 1}, "iters": 2, "rounds": {"steps": 2}}
     more |= {"data": {"dataset": str(tokens), "nsamples": 6, "seqlen": 32, "heldout": 6}}
-    pruned(zoo("opt"), tokens, tmp_path / "whole", ["owl"], **more)
+    whole = pruned(zoo("opt"), tokens, tmp_path / "whole", ["owl"], **more)
+    assert whole["allocation"]["rule"] == "owl"
     record, seen = RunDir.record, []
 
     def record_or_die(run: RunDir, kind: str, **payload: Any) -> Any:
@@ -128,5 +144,14 @@ def test_it_applies_from_its_least_sparsity_up_and_to_unstructured_alone() -> No
     assert make_recipe(tree, {"sparsity": 0.7, "pattern": "row"}).rules == []
     assert make_recipe(tree, {"pattern": "1:4"}).rules == []
     assert make_recipe(tree, {"sparsity": 0.5, "allocation": {"least": 0.0}}).rules == ["owl"]
-    with pytest.raises(InputError, match=r"'olw'; did you mean owl"):
-        make_recipe({"allocation": {"rules": ["olw"]}})
+    for rules, least, message in (
+        (["olw"], 0.6, r"'olw'; did you mean owl"),
+        (["owl", "owl"], 0.6, "twice: owl, owl"),
+        (["owl"], 2.0, r"allocation\.least is 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_recipe({"allocation": {"rules": rules, "least": least}})
+    with pytest.raises(InputError, match="'matching' is 5; a mapping with passes, steps, rate is expected"):
+        make_recipe({"matching": 5})
+    with pytest.raises(InputError, match=r"solver\.exact and solver\.refit"):
+        make_recipe({"solver": {"exact": True, "refit": 10}})
