@@ -89,9 +89,7 @@ class _Learner:
         self.keep = {name: (W != 0) | (W.dim() == 1) for name, W in self.masters.items()}
         scales = {name: _root_mean_square(W) for name, W in self.masters.items()}
         least = min((scale for scale in scales.values() if scale), default=0.0)
-        self.scales = {
-            name: scale or least for name, scale in scales.items()
-        }  # a bias may be zero, and must not stay so
+        self.scales = {name: scale or least for name, scale in scales.items()}  # a bias of zeros must move, too
         self.moments = {name: (torch.zeros_like(W), torch.zeros_like(W)) for name, W in self.masters.items()}
 
     def step(self, rate: float) -> None:
