@@ -138,7 +138,8 @@ def _collect(into: dict[Matrix, list[Tensor]], matrix: Matrix, tokens: Tensor) -
 @final
 class TwoStreams(Streams):
     """Calibration and judging batches, each in the dense and in the pruned model; always group after group, so that the
-    error of a group is seen, and repaired, by the next.
+    error of a group is seen, and repaired, by the next. most: how far a target may be moved; 0 asks for no correction,
+    and the dense stream walks for its blocks' outputs alone.
     """
 
     def __init__(self, batches: Batches, judges: Batches, damping: float, residual: bool, most: float = MOST) -> None:
@@ -154,8 +155,12 @@ class TwoStreams(Streams):
         junctions = find_junctions(stop.module, matrices, stop.call(0)) if self.residual else {}
         calls = calls_of(partial(stop.run, stop.keys[0]), matrices, lambda matrix, x: None)
         for group in grouped(calls, matrices):
+            wanted = sum(len(calls[matrix]) for matrix in group)
+            if not self.most:
+                yield self._own(stop, group, wanted)
+                continue
             own = {matrix: junctions[matrix] for matrix in group if matrix in junctions}
-            wanted = sum(len(calls[matrix]) for matrix in group) + sum(len(calls[matrix]) for matrix in own)
+            wanted += sum(len(calls[matrix]) for matrix in own)
             work, judge = _Pairs(Inputs(group), own, wanted), _Pairs(Inputs(group), own, wanted)
             for key in range(self.count):
                 pairs = work if key < self.first_judge else judge
@@ -171,6 +176,14 @@ class TwoStreams(Streams):
             {key: goal for key, goal in outputs.items() if key < edge},
             {key: goal for key, goal in outputs.items() if key >= edge},
         )
+
+    def _own(self, stop: Stop, group: list[Matrix], wanted: int) -> Measured:
+        """The group is asked for its own output: only the pruned model's inputs count."""
+        inputs = Inputs(group)
+        for key in range(self.first_judge):
+            inputs.observe(partial(stop.run, self.count + key), called=Quota(wanted).seen)
+        ((gram, members),) = inputs.shared()
+        return Measured(gram, members)
 
     def _measured(self, work: _Pairs, judge: _Pairs) -> Measured:
         """The group's targets, moved as far as fits the judging sequences best."""
