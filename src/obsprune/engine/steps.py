@@ -100,7 +100,7 @@ class Newton(Step):
                 state = solver.prepare(gram)
                 for matrix in matrices:
                     W_RC = weights[matrix.name].to(gram.H_CC)
-                    direction_RC = natural_direction(sums.gradients[matrix.name], U_CC)
+                    direction_RC = natural_direction(sums.gradients[matrix.name].to(U_CC), U_CC)
                     for candidate, answer in zip(found, answers, strict=True):
                         start, point_RC = time.perf_counter(), W_RC - candidate.size * direction_RC
                         solution = solver.solve(point_RC, state, projection.patterns[matrix.name])
