@@ -17,7 +17,8 @@ from typing import Any
 from obsprune.pipeline import prune
 from obsprune.presets import layered
 from obsprune.progress import Silent
-from obsprune.recipe import Tree, make_recipe, parse_setting
+from obsprune.recipe import make_recipe
+from obsprune.trees import Tree, parse_setting
 
 ROWS: dict[str, tuple[str | None, list[str]]] = {
     "magnitude": (None, ["solver.name=magnitude"]),

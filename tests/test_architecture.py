@@ -26,6 +26,7 @@ ROOMS = [
     "engine",
     "evaluate",
     "report",
+    "trees",
     "recipe",
     "presets",
     "plan",

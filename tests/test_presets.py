@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from obsprune.cli import app
 from obsprune.errors import InputError
 from obsprune.presets import DEFAULT, layered, names, path_of
-from obsprune.recipe import make_recipe, read_recipe
+from obsprune.recipe import make_recipe
+from obsprune.trees import read_recipe
 
 
 def test_every_preset_is_a_recipe_with_a_first_line_that_says_what_it_is() -> None:

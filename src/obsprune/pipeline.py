@@ -27,8 +27,9 @@ from obsprune.models.data import Draw, batches
 from obsprune.models.load import Model, load, locate
 from obsprune.plan import Plan, bytes_needed, draw_tokens, fit_length, make_plan, make_streams, run_facts
 from obsprune.progress import Progress
-from obsprune.recipe import Recipe, make_recipe, read_recipe
+from obsprune.recipe import Recipe, make_recipe
 from obsprune.report.report import build_report, read_report, write_report
+from obsprune.trees import read_recipe
 
 LOGIT_BYTES = 2**29
 """Float32 logits of two models on one batch stay under this."""

@@ -5,13 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from dataclasses import dataclass, field
+from typing import Any
 
 from obsprune.core.patterns import NofM, Pattern, PerRow, Unstructured
 from obsprune.engine.allocation import RULES
@@ -22,8 +18,7 @@ from obsprune.engine.steps import Local, Newton, Step
 from obsprune.errors import InputError, nearest
 from obsprune.solvers import build, options
 from obsprune.solvers.base import AnySolver
-
-Tree = dict[str, Any]
+from obsprune.trees import Tree, fits, merge, typed
 
 
 @dataclass(frozen=True)
@@ -196,50 +191,9 @@ def parse_n_of_m(text: str) -> NofM:
     return NofM(n, m)
 
 
-def read_recipe(path: Path) -> Tree:
-    """The tree of a YAML file. Raises InputError when there is no such file or it is no mapping."""
-    if not path.is_file():
-        raise InputError(f"there is no recipe {path}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} holds no recipe: a mapping such as 'sparsity: 0.5' is expected")
-    return tree
-
-
-def parse_setting(text: str) -> Tree:
-    """`solver.damping=0.02` -> {solver: {damping: 0.02}}. Raises InputError."""
-    path, equals, value = text.partition("=")
-    if not equals or not all(path.split(".")):
-        raise InputError(f"--set {text}: expected KEY=VALUE, such as solver.damping=0.02")
-    try:
-        tree = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text}: the value is not YAML") from error
-    for name in reversed(path.split(".")):
-        tree = {name: tree}
-    return dict(tree)
-
-
-def merge(*trees: Mapping[str, Any]) -> Tree:
-    """Later trees override earlier ones, key by key. A `solver` of another name drops the options of the one before."""
-    result: Tree = {}
-    for tree in trees:
-        for key, value in tree.items():
-            before = result.get(key)
-            if isinstance(value, Mapping) and isinstance(before, Mapping):
-                other = key == "solver" and value.get("name", before.get("name")) != before.get("name")
-                result[key] = dict(value) if other else merge(before, value)
-            else:
-                result[key] = value
-    return result
-
-
 def make_recipe(*trees: Mapping[str, Any]) -> Recipe:
     """One recipe from trees of growing priority, checked and with every default written out. Raises InputError."""
-    recipe: Recipe = _typed(Recipe, merge({"solver": {"name": "sparsegpt"}}, *trees), "")
+    recipe: Recipe = typed(Recipe, merge({"solver": {"name": "sparsegpt"}}, *trees), "")
     return _resolve(recipe)
 
 
@@ -322,7 +276,7 @@ def _solver_options(given: Tree) -> Tree:
     for key, value in given.items():
         if key != "name" and key not in known:
             raise InputError(f"solver {name} has no option '{key}'; {nearest(key, known)}")
-        if key != "name" and not _fits(value, type(known[key])):
+        if key != "name" and not fits(value, type(known[key])):
             raise InputError(f"solver.{key} is {value!r}; a {type(known[key]).__name__} is expected")
         if key != "name" and not 0 <= value < math.inf:
             raise InputError(f"solver.{key} is {value!r}; a number from 0 up is expected")
@@ -338,34 +292,3 @@ def _check_expression(expression: str) -> None:
         re.compile(expression)
     except re.error as error:
         raise InputError(f"'{expression}' is not a regular expression: {error}") from error
-
-
-def _typed(kind: Any, tree: Any, path: str) -> Any:
-    """A dataclass from a tree; unknown keys and wrong types are refused with their path."""
-    if not isinstance(tree, Mapping):
-        known = ", ".join(f.name for f in fields(kind))
-        raise InputError(f"'{path.removesuffix('.')}' is {tree!r}; a mapping with {known} is expected")
-    hints = get_type_hints(kind)
-    values: Tree = {}
-    for key, value in tree.items():
-        if key not in hints:
-            raise InputError(f"a recipe has no key '{path}{key}'; {nearest(str(key), hints)}")
-        values[key] = _typed(hints[key], value, f"{path}{key}.") if dataclasses.is_dataclass(hints[key]) else value
-        if not dataclasses.is_dataclass(hints[key]) and not _fits(value, hints[key]):
-            raise InputError(f"'{path}{key}' is {value!r}; {_name(hints[key])} is expected")
-    return kind(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    kind = get_origin(hint) or hint
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)

@@ -51,7 +51,8 @@ def prune(
     from obsprune import pipeline
     from obsprune.plan import describe, make_plan
     from obsprune.presets import layered
-    from obsprune.recipe import make_recipe, parse_setting, read_recipe
+    from obsprune.recipe import make_recipe
+    from obsprune.trees import parse_setting, read_recipe
 
     flags = _given(
         model=_given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),

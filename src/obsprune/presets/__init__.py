@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from obsprune.errors import InputError, nearest
-from obsprune.recipe import Tree, read_recipe
+from obsprune.trees import Tree, read_recipe
 
 DEFAULT = "balanced"
 """The preset when nobody names a preset or a solver."""
