@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from demo_grammar import stories
@@ -24,6 +25,14 @@ SEPARATOR = "\n<|endoftext|>\n"
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 VOCABULARY = 768
 LENGTH = 256
+SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,  # grouped-query attention
+    "initializer_range": 0.05,
+}
 TRAINING_SEED, CALIBRATION_SEED, EVALUATION_SEED = 1, 2, 3
 
 
@@ -61,21 +70,16 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A randomly initialised Llama, grouped-query attention and tied embeddings included."""
+def make_model(tokenizer: PreTrainedTokenizerFast, **size: Any) -> LlamaForCausalLM:
+    """A randomly initialised Llama with tied embeddings; size: the rest of its config."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
             max_position_embeddings=LENGTH,
             tie_word_embeddings=True,
-            initializer_range=0.05,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            **size,
         )
     )
 
@@ -144,7 +148,7 @@ def main() -> None:
         (args.out / f"{name}.txt").write_text(SEPARATOR.join(texts) + "\n")
     tokenizer = train_tokenizer(itertools.islice(stories(TRAINING_SEED), 4000))
     save_tokenizer(tokenizer, args.out)
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, **SIZE)
     fresh = (story for story in stories(TRAINING_SEED) if story not in seen)
     train(model, batches(tokenizer, fresh, args.rows), args.steps, args.rate)
     model.save_pretrained(args.out)

@@ -13,12 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from make_demo_model import LENGTH, SEPARATOR, batches, save_tokenizer, train, train_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from make_demo_model import LENGTH, SEPARATOR, batches, make_model, save_tokenizer, train, train_tokenizer
 
 from obsprune.models.data import Documents, open_corpus
 
 VOCABULARY = 2048
+SIZE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "initializer_range": 0.03,
+}
 TRAINED = 0.7
 """The share of the stories that is trained on."""
 
@@ -28,25 +35,6 @@ def documents(path: Path) -> list[str]:
     corpus = open_corpus(str(path))
     assert isinstance(corpus, Documents)
     return [text for text in corpus.texts if text.strip()]
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A randomly initialised Llama of 3 million parameters, six blocks deep."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            num_key_value_heads=3,
-            max_position_embeddings=LENGTH,
-            tie_word_embeddings=True,
-            initializer_range=0.03,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
 
 
 def endless(texts: list[str]) -> Iterator[str]:
@@ -74,7 +62,7 @@ def main() -> None:
     texts = [*stories[:edge], *(text for path in given.more for text in documents(path))]
     tokenizer = train_tokenizer(texts, VOCABULARY)
     save_tokenizer(tokenizer, given.out)
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, **SIZE)
     print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters", flush=True)
     train(model, batches(tokenizer, endless(texts), given.rows), given.steps, given.rate)
     model.save_pretrained(given.out)

@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 
 from obsprune.core.patterns import Pattern
-from obsprune.engine.allocation import Probe, choose
-from obsprune.engine.allocation import patterns as patterns_of
+from obsprune.engine.allocation import Probe, choose, patterns_of
 from obsprune.engine.layerwise import Projection, prune_blocks
 from obsprune.engine.place import choose_place
 from obsprune.engine.preflight import check_gradients, check_walk

@@ -45,27 +45,39 @@ def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
         if task != "none":
             check_name(task)
     model = open_model(recipe, token)
+    patterns = uniform_patterns(recipe, model)
+    drawn, notices = draw_tokens(recipe, model)
+    if recipe.is_judged:
+        check_judges(drawn)
+    if recipe.iters > 1 or recipe.rules:
+        _ = model.head  # or InputError
+    return Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, model)])
+
+
+def uniform_patterns(recipe: Recipe, model: Model) -> dict[str, Pattern]:
+    """The recipe's pattern for every matrix. Raises InputError when one cannot obey it, or there is none."""
+    if not model.matrices:
+        raise InputError("nothing is left to prune: --skip matches every matrix")
     pattern = recipe.make_pattern()
     for matrix in model.matrices:
         try:
             pattern.check(*matrix.shape)
         except InputError as error:
             raise InputError(f"{matrix.name}: {error}") from error
-    if not model.matrices:
-        raise InputError("nothing is left to prune: --skip matches every matrix")
-    drawn, notices = draw_tokens(recipe, model)
-    if recipe.iters > 1 or recipe.target != "own" or recipe.matching.passes or recipe.rules:
-        check_judges(drawn)
-    if recipe.iters > 1 or recipe.rules:
-        _ = model.head  # or InputError
-    if recipe.allocation.rules and not recipe.rules:
-        least = recipe.allocation.least
-        notices.append(f"all matrices get the same share of zeros: allocation is for unstructured from {least:g} up")
-    if recipe.solver["compensate"] and all(matrix.bias is None for matrix in model.matrices):
-        notices.append("solver.compensate does nothing: no layer to prune has a bias")
-    if any(matrix.stored.itemsize > model.dtype.itemsize for matrix in model.matrices):
-        notices.append(f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it")
-    return Plan(recipe, model, drawn, {matrix.name: pattern for matrix in model.matrices}, notices)
+    return {matrix.name: pattern for matrix in model.matrices}
+
+
+def remarks(recipe: Recipe, model: Model) -> list[str]:
+    """Notices: what was asked for and does not apply, or costs precision."""
+    notices = {
+        f"all matrices get the same share of zeros: allocation is for unstructured from {recipe.allocation.least:g} up":
+            bool(recipe.allocation.rules) and not recipe.rules,
+        "solver.compensate does nothing: no layer to prune has a bias":
+            recipe.solver["compensate"] and all(matrix.bias is None for matrix in model.matrices),
+        f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it":
+            any(matrix.stored.itemsize > model.dtype.itemsize for matrix in model.matrices),
+    }  # fmt: skip
+    return [notice for notice, applies in notices.items() if applies]
 
 
 def check_judges(drawn: Draw) -> None:

@@ -152,6 +152,11 @@ class Recipe:
         return self.allocation.rules if applies else []
 
     @property
+    def is_judged(self) -> bool:
+        """Whether held-out sequences decide anything."""
+        return self.iters > 1 or self.target != "own" or self.matching.passes > 0 or bool(self.rules)
+
+    @property
     def label(self) -> str:
         """What is done, in a file name: sparsegpt-50, wanda-row-60, sparsegpt-2of4."""
         assert self.pattern is not None

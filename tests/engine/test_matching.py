@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from zoo import SIDE_CHANNEL, Zoo, reference, token_batches
 
 from obsprune.engine.matching import FLOOR, PATIENCE, Goals, Matched, Matching, hidden
-from obsprune.engine.rundir import RunDir
 from obsprune.errors import InputError
 from obsprune.models.blocks import Block
 from obsprune.models.load import load
@@ -154,24 +153,6 @@ def test_biases_that_are_zero_learn_too(zoo: Zoo, tokens: Path, tmp_path: Path) 
 def test_side_channels_pass(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
     report = pruned(zoo.make("gemma3n", SIDE_CHANNEL), tokens, tmp_path / "out")
     assert len(report["matching"]) == SIDE_CHANNEL.depth
-
-
-def test_resumed_after_any_block(zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pruned(zoo("opt"), tokens, tmp_path / "whole", target="stream")
-    commit = RunDir.commit
-
-    def commit_and_die(run: RunDir, *what: Any) -> None:
-        commit(run, *what)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(RunDir, "commit", commit_and_die)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            pruned(zoo("opt"), tokens, tmp_path / "killed", target="stream")
-    monkeypatch.setattr(RunDir, "commit", commit)
-    pruned(zoo("opt"), tokens, tmp_path / "killed", target="stream")
-    for path in (tmp_path / "whole").glob("*.safetensors"):
-        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
 
 
 def test_it_needs_held_out_text(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:

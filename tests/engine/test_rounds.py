@@ -19,8 +19,8 @@ from obsprune.engine import place as place_module
 from obsprune.engine.finetune import Tuning, search
 from obsprune.engine.gradients import Sums, gradients, gradients_and_grams, whole_gradients
 from obsprune.engine.layerwise import prune_blocks
-from obsprune.engine.place import MEMORIES, Dense, InFiles, InHost, OnDevice, Place, choose_place
-from obsprune.engine.rounds import Committed, Rounds, describe, moved
+from obsprune.engine.place import MEMORIES, Committed, Dense, InFiles, InHost, OnDevice, Place, choose_place
+from obsprune.engine.rounds import Rounds, describe, moved
 from obsprune.engine.rundir import RunDir
 from obsprune.engine.steps import Local, Newton, Projection
 from obsprune.engine.streams import OneStream

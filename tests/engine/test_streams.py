@@ -109,15 +109,19 @@ def test_the_dense_stream_is_the_dense_model(zoo: Zoo, family: str) -> None:
         assert not torch.equal(found[2 + key], found[key])
 
 
-def pruned(source: Path, tokens: Path, output: Path) -> dict[str, Any]:
+def pruned(source: Path, tokens: Path, output: Path, passes: int) -> dict[str, Any]:
     data = {"dataset": str(tokens), "nsamples": 16, "seqlen": 32, "heldout": 6}
     tree = {"model": {"name": str(source)}, "data": data, "evaluation": ["heldout"], "target": "stream"}
-    return prune(make_recipe(tree), output, Silent())
+    return prune(make_recipe(tree, {"matching": {"passes": passes}}), output, Silent())
 
 
-def test_resumed_after_any_block(zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = pruned(zoo("opt"), tokens, tmp_path / "whole")
+@pytest.mark.parametrize("passes", [0, 3])
+def test_resumed_after_any_block(
+    zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    report = pruned(zoo("opt"), tokens, tmp_path / "whole", passes)
     assert any(matrix["correction"] > 0 for matrix in report["matrices"])
+    assert bool(report["matching"]) == bool(passes)
     commit = RunDir.commit
 
     def commit_and_die(run: RunDir, *what: Any) -> None:
@@ -127,8 +131,8 @@ def test_resumed_after_any_block(zoo: Zoo, tokens: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(RunDir, "commit", commit_and_die)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            pruned(zoo("opt"), tokens, tmp_path / "killed")
+            pruned(zoo("opt"), tokens, tmp_path / "killed", passes)
     monkeypatch.setattr(RunDir, "commit", commit)
-    pruned(zoo("opt"), tokens, tmp_path / "killed")
+    pruned(zoo("opt"), tokens, tmp_path / "killed", passes)
     for path in (tmp_path / "whole").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()

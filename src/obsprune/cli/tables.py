@@ -48,38 +48,53 @@ def seconds(value: float) -> str:
 
 def prune_tables(report: dict[str, Any]) -> list[Table]:
     """Dense against pruned, and the facts of the run."""
+    rounds = [_rounds_table(report["rounds"])] if report["rounds"] else []
+    scores = [_scores_table(report["evaluation"])] if report["evaluation"] else []
+    return [*rounds, *scores, _facts_table(report)]
+
+
+def _scores_table(evaluation: dict[str, Any]) -> Table:
     scores = _table("perplexity", ["task", "dense", "pruned", "ratio", "tokens"])
-    for task, pair in report["evaluation"].items():
+    for task, pair in evaluation.items():
         dense, pruned = pair["dense"], pair["pruned"]
         _row(scores, short(task), f"{dense['perplexity']:.3f}", f"{pruned['perplexity']:.3f}", f"{pair['ratio']:.3f}",
              f"{dense['sequences']} x {dense['seqlen']}")  # fmt: skip
+    return scores
+
+
+def _rounds_table(entries: list[dict[str, Any]]) -> Table:
     rounds = _table("rounds, on held-out text", ["round", "KL", "perplexity", "step", "rate", "moved", "time"])
-    for entry in report["rounds"]:
+    for entry in entries:
         further = entry["round"] > 1
         _row(rounds, f"{entry['round']}{' *' if entry['best'] else ''}", f"{entry['heldout_kl']:.4f}",
              f"{entry['perplexity']:.3f}", f"{entry['step']:.2g}" if further else "",
              f"{entry['rate']:.2g}" if entry.get("rate") else "", f"{entry['moved']:.2%}" if further else "",
              seconds(entry["seconds"]))  # fmt: skip
+    return rounds
+
+
+def _facts_table(report: dict[str, Any]) -> Table:
     facts = _table("result", ["", ""], left=2)
     sparsity, memory = report["sparsity"], report["peak_memory_bytes"]
     _row(facts, "sparsity", f"asked {sparsity['asked']:.4f} ({sparsity['pattern']}), reached {sparsity['reached']:.4f} "
          f"of {sparsity['weights']:,} weights in {len(report['matrices'])} matrices")  # fmt: skip
     for row in _one_shot_rows(report):
         _row(facts, *row)
-    spent = report["seconds"]
-    further = f", further rounds {seconds(spent['rounds'])}" if report["rounds"] else ""
-    trials = f"allocation {seconds(spent['allocation'])}, " if spent["allocation"] else ""
-    _row(facts, "time", f"{seconds(spent['total'])} ({trials}pruning {seconds(spent['pruning'])}{further})")
+    _row(facts, "time", _time(report["seconds"]))
     if report["rounds"]:
-        _row(
-            facts,
-            "sequences",
-            f"{report['data']['rounds']['sequences_seen']} different ones in all rounds; * best round",
-        )
+        seen = report["data"]["rounds"]["sequences_seen"]
+        _row(facts, "sequences", f"{seen} different ones in all rounds; * best round")
     _row(facts, "peak memory", ", ".join(f"{value / 1e9:.2f} GB {where}" for where, value in memory.items()))
     for warning in report["warnings"]:
         _row(facts, "note", warning)
-    return [*([rounds] if report["rounds"] else []), *([scores] if report["evaluation"] else []), facts]
+    return facts
+
+
+def _time(spent: dict[str, float]) -> str:
+    """The total, and the parts that took any."""
+    parts = {"allocation": "allocation", "pruning": "pruning", "rounds": "further rounds"}
+    told = ", ".join(f"{name} {seconds(spent[key])}" for key, name in parts.items() if spent[key])
+    return f"{seconds(spent['total'])} ({told})"
 
 
 def _one_shot_rows(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -45,8 +45,9 @@ class Partly(Source):
     store: Store
 
     def get(self, block: Block) -> Tensors:
-        tensors, own = self.dense.get(block), {matrix.name for matrix in block.matrices} & self.names
-        return tensors | ({name: self.store.get(block)[name] for name in own} if own else {})
+        own = {matrix.name for matrix in block.matrices} & self.names
+        pruned = self.store.get(block) if own else {}
+        return self.dense.get(block) | {name: pruned[name] for name in own}
 
 
 @final
@@ -182,7 +183,7 @@ def exact(shares: Shares, blocks: Sequence[Block], sparsity: float) -> Shares:
     return {name: zero / sizes[name] for name, zero in zip(sizes, zeros, strict=True)}
 
 
-def patterns(shares: Shares) -> dict[str, Pattern]:
+def patterns_of(shares: Shares) -> dict[str, Pattern]:
     """What each matrix must meet."""
     return {name: Unstructured(share) for name, share in shares.items()}
 
@@ -201,13 +202,19 @@ def choose(names: Sequence[str], probe: Probe, one_shot: OneShot, run: RunDir) -
 
 def _try(name: str, probe: Probe, one_shot: OneShot, run: RunDir) -> Event:
     begin = time.perf_counter()
-    with probe.place.opened():
-        wanted = RULES[name].shares(probe) if name in RULES else dict.fromkeys(sizes_of(probe.blocks), probe.sparsity)
-    shares, trial, start = exact(wanted, probe.blocks, probe.sparsity), run.trial(name), time.perf_counter()
-    one_shot(patterns(shares), trial)
+    shares = _shares(name, probe)
+    trial, start = run.trial(name), time.perf_counter()
+    one_shot(patterns_of(shares), trial)
     seconds = time.perf_counter() - start
     with probe.place.opened():
         score = probe.judge.score(Committed(trial))
     probe.progress.line(f"allocation {name}: held-out KL {score.kl:.4f}, perplexity {score.perplexity:.3f}")
     facts = {"heldout_kl": score.kl, "nll": score.nll, "seconds": seconds, "spent": time.perf_counter() - begin}
     return run.record("trial", rule=name, shares=shares, **facts)
+
+
+def _shares(name: str, probe: Probe) -> Shares:
+    if name not in RULES:
+        return dict.fromkeys(sizes_of(probe.blocks), probe.sparsity)
+    with probe.place.opened():
+        return exact(RULES[name].shares(probe), probe.blocks, probe.sparsity)

@@ -50,13 +50,11 @@ class Sums:
                 raise NotFinite(f"the gradient of {name} is not finite; compute in a wider type (--dtype float32)")
 
 
-def gradients(
-    lesson: Lesson,
-    keys: Sequence[int],
-    weights: Source,
-    begin: Callable[[Block], Sums],
-    done: Callable[[Block, Sums], None],
-) -> None:
+Begin = Callable[[Block], Sums]
+Done = Callable[[Block, Sums], None]
+
+
+def gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin: Begin, done: Done) -> None:
     """∂KL(dense ‖ pruned)/∂W for all prunable weights, pruned ones too, over some batches of a lesson.
 
     begin(block): the sums to add to; done(block, sums): called from the last block to the first, while the block's
@@ -78,13 +76,7 @@ def gradients(
         reverse_walk(walk, lambda index: place.at(index, weights), backward_at)
 
 
-def whole_gradients(
-    lesson: Lesson,
-    keys: Sequence[int],
-    weights: Source,
-    begin: Callable[[Block], Sums],
-    done: Callable[[Block, Sums], None],
-) -> None:
+def whole_gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin: Begin, done: Done) -> None:
     """`gradients`, to the bit, with the graphs of all blocks alive at once (Place.holds): no block runs twice. `begin`
     must not ask for Grams.
     """
@@ -116,7 +108,7 @@ def _loss(key: int, output: Any) -> Tensor:
     return divergence(*log_probabilities(output.logits).chunk(2))
 
 
-def gradients_and_grams(lesson: Lesson, chunk: int, weights: Source, done: Callable[[Block, Sums], None]) -> None:
+def gradients_and_grams(lesson: Lesson, chunk: int, weights: Source, done: Done) -> None:
     """`gradients` over all batches of a lesson, with the Grams; `chunk` batches at a time, which changes no bit.
 
     Between two chunks a block's sums rest in a store of the place.

@@ -46,7 +46,12 @@ def shared_inputs(stop: Stop, matrices: list[Matrix]) -> list[list[Matrix]]:
 
     Raises InputError for a matrix that the block never calls.
     """
-    return grouped(calls_of(lambda: stop.run(stop.keys[0]), matrices, lambda matrix, x: None), matrices)
+    return grouped(first_calls(stop, matrices), matrices)
+
+
+def first_calls(stop: Stop, matrices: list[Matrix]) -> dict[Matrix, list[Identity]]:
+    """Which tensors of the first batch enter which matrix."""
+    return calls_of(lambda: stop.run(stop.keys[0]), matrices, lambda matrix, x: None)
 
 
 def grouped(calls: Mapping[Matrix, list[Identity]], matrices: list[Matrix]) -> list[list[Matrix]]:

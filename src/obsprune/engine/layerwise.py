@@ -150,7 +150,8 @@ def project_blocks(
 def _projected(stop: Stop, block: Block, projection: Projection, point: Tensors) -> Iterator[Pruned]:
     if not block.matrices:
         return
-    block.write(point | {matrix.name: Dense().get(block)[matrix.name] for matrix in block.matrices})
+    dense = Dense().get(block)
+    block.write(point | {matrix.name: dense[matrix.name] for matrix in block.matrices})
     for gram, group in measure(stop, shared_inputs(stop, block.matrices)):
         yield from solve_group(Measured(gram, group, lambda matrix, dense: point[matrix.name].to(dense)), projection)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from obsprune.core.statistics import Cross, Gram
 from obsprune.core.targets import MOST, best_share, correction
-from obsprune.engine.inputs import Inputs, Quota, calls_of, distinct_inputs, grouped, measure, shared_inputs
+from obsprune.engine.inputs import Inputs, Quota, distinct_inputs, first_calls, grouped, measure, shared_inputs
 from obsprune.engine.matching import Goals
 from obsprune.models.matrices import Matrix, exchanged
 from obsprune.models.residual import Junction, find_junctions, watched
@@ -153,7 +153,7 @@ class TwoStreams(Streams):
         changing = [parameter for matrix in matrices for parameter in (matrix.tensor, matrix.bias)]
         dense = {parameter: parameter.data.clone() for parameter in changing if parameter is not None}
         junctions = find_junctions(stop.module, matrices, stop.call(0)) if self.residual else {}
-        calls = calls_of(partial(stop.run, stop.keys[0]), matrices, lambda matrix, x: None)
+        calls = first_calls(stop, matrices)
         for group in grouped(calls, matrices):
             wanted = sum(len(calls[matrix]) for matrix in group)
             if not self.most:

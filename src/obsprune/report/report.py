@@ -57,23 +57,13 @@ def build_report(
             "weights": total,
         },
         "allocation": _allocation(run),
-        "matching": [
-            {"block": event["name"], **event["matching"]}
-            for event in run.events
-            if event["kind"] == "block" and event.get("matching")
-        ],
+        "matching": _matching(run),
         "evaluation": _scores(run),
         "rounds": _rounds(run, data),
         "matrices": matrices,
         "skipped": model.skipped,
         "warnings": [*notices, *_rescues(matrices, recipe)],
-        "seconds": {
-            "total": seconds,
-            "allocation": _spent_on_trials(run),
-            "pruning": sum(event["seconds"] for event in run.events if event["kind"] == "block"),
-            "rounds": sum(event["seconds"] for event in run.events if event["kind"] == "round" and event["round"] > 1),
-            "evaluation": sum(event["seconds"] for event in run.events if event["kind"] == "score"),
-        },
+        "seconds": {"total": seconds, **_seconds(run)},
         "peak_memory_bytes": peak_memory(),
         "versions": {
             "obsprune": __version__,
@@ -100,6 +90,22 @@ def _allocation(run: RunDir) -> Report:
     """Which rule shared out the zeros, and what each one tried led to on held-out text."""
     event = run.recorded("allocation")
     return {key: event[key] for key in ("rule", "tried")} if event else {"rule": "uniform", "tried": {}}
+
+
+def _matching(run: RunDir) -> list[Report]:
+    """What matching did to each block."""
+    events = [event for event in run.events if event["kind"] == "block" and event.get("matching")]
+    return [{"block": event["name"], **event["matching"]} for event in events]
+
+
+def _seconds(run: RunDir) -> Report:
+    """Of the parts, over all processes that worked on the run."""
+
+    def spent(kind: str) -> float:
+        return float(sum(e["seconds"] for e in run.events if e["kind"] == kind and e.get("round") != 1))
+
+    pruning, rounds, evaluation = spent("block"), spent("round"), spent("score")
+    return {"allocation": _spent_on_trials(run), "pruning": pruning, "rounds": rounds, "evaluation": evaluation}
 
 
 def _spent_on_trials(run: RunDir) -> float:
