@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from make_demo_model import LENGTH, SEPARATOR, batches, make_model, save_tokenizer, train, train_tokenizer
 
-from obsprune.models.data import Documents, open_corpus
+from obsprune.models.corpora import read_documents
 
 VOCABULARY = 2048
 SIZE = {
@@ -32,9 +32,7 @@ TRAINED = 0.7
 
 def documents(path: Path) -> list[str]:
     """The texts of one file."""
-    corpus = open_corpus(str(path))
-    assert isinstance(corpus, Documents)
-    return [text for text in corpus.texts if text.strip()]
+    return [text for text in read_documents(path) if text.strip()]
 
 
 def endless(texts: list[str]) -> Iterator[str]:

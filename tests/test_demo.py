@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from obsprune.models.data import open_corpus, read_text
+from obsprune.models.corpora import Reading, open_corpus, read_text
 from obsprune.models.load import load
 from obsprune.pipeline import evaluate_checkpoint, prune
 from obsprune.progress import Silent
@@ -30,8 +30,9 @@ def test_its_texts_share_no_story() -> None:
 
 def test_it_is_far_better_than_a_unigram_model() -> None:
     model = load("demo")
-    rows, _ = open_corpus(TASK.removeprefix("text=")).every_row(lambda: model.tokenizer, 256)
-    counts = torch.bincount(rows.flatten(), minlength=model.vocabulary).double()
+    reading = Reading(lambda: model.processor, model.classes, 256)
+    rows = open_corpus(TASK.removeprefix("text="), reading).every().ids
+    counts = torch.bincount(rows.flatten(), minlength=model.classes).double()
     share = counts / counts.sum()
     unigram = math.exp(-float((share[share > 0] * share[share > 0].log()).sum()))
     score = evaluate_checkpoint("demo", [TASK], Silent())["tasks"][TASK]["model"]

@@ -14,7 +14,10 @@ from zoo import ZOO, Zoo, logits, reference, token_batches
 
 from obsprune.engine.rundir import RunDir
 from obsprune.models.checkpoint import Checkpoint
+from obsprune.models.corpora import Reading, open_corpus
+from obsprune.models.data import draw
 from obsprune.models.load import load
+from obsprune.models.text import TokenSamples
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
@@ -90,11 +93,10 @@ def test_what_is_evaluated_is_what_is_saved(zoo: Zoo, tokens: Path, tmp_path: Pa
 
 def prune_rows(report: dict[str, Any], tokens: Path) -> torch.Tensor:
     """The held-out rows, drawn as the recipe says and recognised by their hash."""
-    from obsprune.models.data import content_hash, draw, open_corpus
-
-    held = draw(open_corpus(str(tokens)), lambda: None, 128, 32, 16, 8, report["recipe"]["seed"]).heldout
-    assert content_hash(held) == report["data"]["heldout_sha256"]
-    return held
+    corpus = open_corpus(str(tokens), Reading(lambda: None, 128, 32))
+    held = draw(corpus, 16, 8, report["recipe"]["seed"]).heldout
+    assert isinstance(held, TokenSamples) and held.content_hash() == report["data"]["heldout_sha256"]
+    return held.ids
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,18 +1,21 @@
-"""Tiny random checkpoints of many families, made on disk once a session, and token rows for them."""
+"""Tiny random checkpoints of many families, made on disk once a session, and token rows and pictures for them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 VOCABULARY, LENGTH = 128, 64
 SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -97,6 +100,129 @@ SHARED = GROUPED | {
 SIDE_CHANNEL = Family("Gemma3nTextConfig", SHARED, "model.layers", LLAMA, tied=True)
 """Later layers read the keys and values of earlier ones from an object beside the arguments."""
 
+SIDE, LABELS = 32, 10
+NORMALISED = {"do_normalize": True, "image_mean": [0.5, 0.45, 0.4], "image_std": [0.25, 0.25, 0.3]}
+SQUARE = NORMALISED | {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}}
+CROPPED = NORMALISED | {
+    "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 36}, "do_center_crop": True,
+    "crop_size": {"height": SIDE, "width": SIDE},
+}  # fmt: skip
+SHARE = NORMALISED | {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": SIDE}}
+MOBILE = CROPPED | {"image_processor_type": "MobileNetV1ImageProcessor"}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """One image classifier: its class, its config, its processor, and {block: layers to prune inside it}; depthwise:
+    layers that are pruned only where that is asked for; renamed: stored under the names that transformers stores, not
+    under the modules' own.
+    """
+
+    architecture: str
+    options: dict[str, Any]
+    processor: dict[str, Any]
+    blocks: dict[str, tuple[str, ...]]
+    depthwise: tuple[str, ...] = ()
+    renamed: bool = True
+
+    @property
+    def layers(self) -> list[str]:
+        return [f"{block}.{layer}" for block, layers in self.blocks.items() for layer in layers]
+
+    @property
+    def config(self) -> Any:
+        return getattr(transformers, self.architecture).config_class(**self.options, num_labels=LABELS)
+
+
+VIT_SIZE = {
+    "image_size": SIDE, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 48,
+}  # fmt: skip
+DINO_SIZE = VIT_SIZE | {"mlp_ratio": 2}
+SWIN_SIZE = {
+    "image_size": SIDE, "patch_size": 4, "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4,
+    "mlp_ratio": 2,
+}  # fmt: skip
+CONVNEXT_SIZE = {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_scale_init_value": 0.5}
+ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
+ENCODER = (*ATTENTION, "mlp.fc1", "mlp.fc2")
+SWIGLU = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+BASIC = ("layer.0.convolution", "layer.1.convolution")
+BOTTLENECK = (*BASIC, "layer.2.convolution")
+EXCITED = (*BASIC, "layer.2.attention.0", "layer.2.attention.2", "layer.3.convolution")
+SHORTCUT = ("shortcut.convolution",)
+
+
+def stages(prefix: str, *layers: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Blocks of two stages, of depths 1 and 2."""
+    names = (prefix.format(stage, index) for stage, index in ((0, 0), (1, 0), (1, 1)))
+    return dict(zip(names, layers, strict=True))
+
+
+def layers(prefix: str, count: int, *inside: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """`count` blocks; their layers as in `inside`, over and over."""
+    return {f"{prefix}.{index}": inside[index % len(inside)] for index in range(count)}
+
+
+def mobile2(padded: bool) -> Classifier:
+    inside = ("expand_1x1.convolution", "reduce_1x1.convolution")
+    options = {"depth_multiplier": 0.1, "finegrained_output": False, "tf_padding": padded, "output_stride": 16}
+    filters = tuple(f"mobilenet_v2.layer.{index}.conv_3x3.convolution" for index in range(16))
+    return Classifier(
+        "MobileNetV2ForImageClassification", options, MOBILE, layers("mobilenet_v2.layer", 16, inside), filters
+    )
+
+
+CLASSIFIERS: dict[str, Classifier] = {
+    "vit": Classifier("ViTForImageClassification", VIT_SIZE, SQUARE, layers("vit.layers", 2, ENCODER)),
+    "deit": Classifier("DeiTForImageClassification", VIT_SIZE, CROPPED, layers("deit.layers", 2, ENCODER)),
+    "deit-distilled": Classifier(
+        "DeiTForImageClassificationWithTeacher", VIT_SIZE, CROPPED, layers("deit.layers", 2, ENCODER)
+    ),
+    "dinov2": Classifier(
+        "Dinov2ForImageClassification", DINO_SIZE, CROPPED, layers("dinov2.encoder.layer", 2, ENCODER)
+    ),
+    "dinov2-swiglu": Classifier(
+        "Dinov2ForImageClassification", DINO_SIZE | {"use_swiglu_ffn": True}, CROPPED,
+        layers("dinov2.encoder.layer", 2, SWIGLU), renamed=False,
+    ),
+    "swin": Classifier(
+        "SwinForImageClassification", SWIN_SIZE, SQUARE,
+        stages("swin.encoder.layers.{}.blocks.{}", ENCODER, ENCODER, ENCODER),
+    ),
+    "convnext": Classifier(
+        "ConvNextForImageClassification", CONVNEXT_SIZE, SHARE,
+        stages("convnext.encoder.stages.{}.layers.{}", *[("pwconv1", "pwconv2")] * 3),
+        tuple(f"convnext.encoder.stages.{place}.dwconv" for place in ("0.layers.0", "1.layers.0", "1.layers.1")),
+    ),
+    "resnet-basic": Classifier(
+        "ResNetForImageClassification",
+        {"layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2]}, SHARE,
+        stages("resnet.encoder.stages.{}.layers.{}", BASIC, SHORTCUT + BASIC, BASIC),
+    ),
+    "resnet-bottleneck": Classifier(
+        "ResNetForImageClassification",
+        {"layer_type": "bottleneck", "embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2]}, SHARE,
+        stages("resnet.encoder.stages.{}.layers.{}", SHORTCUT + BOTTLENECK, SHORTCUT + BOTTLENECK, BOTTLENECK),
+    ),
+    "regnet": Classifier(
+        "RegNetForImageClassification",
+        {"layer_type": "y", "embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 2], "groups_width": 8}, SHARE,
+        stages("regnet.encoder.stages.{}.layers.{}", SHORTCUT + EXCITED, SHORTCUT + EXCITED, EXCITED),
+    ),
+    "mobilenet_v1": Classifier(
+        "MobileNetV1ForImageClassification", {"depth_multiplier": 0.0625}, MOBILE,
+        layers("mobilenet_v1.layer", 26, (), ("convolution",)),
+        tuple(f"mobilenet_v1.layer.{index}.convolution" for index in range(0, 26, 2)),
+    ),
+    "mobilenet_v2": mobile2(padded=False),
+    "mobilenet_v2-tf": mobile2(padded=True),
+}  # fmt: skip
+"""MobileNetV1 pads as TensorFlow does, too: that is its default. RegNet's convolutions are in groups of 8 channels."""
+
+FUSED_FFN = replace(CLASSIFIERS["dinov2-swiglu"], renamed=True)
+"""As DINOv2's largest model is stored: gate and up in one tensor."""
+
 
 @dataclass(frozen=True)
 class Zoo:
@@ -105,13 +231,24 @@ class Zoo:
     folder: Path
 
     def __call__(self, name: str, dtype: torch.dtype = torch.float32) -> Path:
-        """The checkpoint of a family of ZOO; read it, never write to it."""
-        return self.make(f"{name}-{str(dtype).removeprefix('torch.')}", ZOO[name], dtype)
+        """The checkpoint of a family of ZOO or CLASSIFIERS; read it, never write to it."""
+        label = f"{name}-{str(dtype).removeprefix('torch.')}"
+        return self.make(label, ZOO[name], dtype) if name in ZOO else self.classifier(label, CLASSIFIERS[name], dtype)
 
     def make(self, label: str, family: Family, dtype: torch.dtype = torch.float32) -> Path:
         path = self.folder / label
         if not path.is_dir():
             random_model(family).to(dtype).save_pretrained(path)
+        return path
+
+    def classifier(self, label: str, family: Classifier, dtype: torch.dtype = torch.float32) -> Path:
+        path = self.folder / label
+        if not path.is_dir():
+            model = random_classifier(family).to(dtype)
+            model.save_pretrained(path)
+            if not family.renamed:
+                save_file(model.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
+            (path / "preprocessor_config.json").write_text(json.dumps(family.processor))
         return path
 
 
@@ -127,9 +264,33 @@ def random_model(family: Family) -> Any:
     return model
 
 
+def random_classifier(family: Classifier) -> Any:
+    """As random_model; matrices at He's scale, batch norms with the statistics of some pictures, and well off them."""
+    torch.manual_seed(0)
+    model = getattr(transformers, family.architecture)(family.config).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() in (2, 4):
+                parameter.copy_(torch.randn_like(parameter) * (2 / parameter[0].numel()) ** 0.5)
+            else:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        for norm in norms:
+            norm.momentum = 1.0
+        model(**pixel_batches(1, 32)[0])
+        for norm in norms:
+            norm.running_mean.add_(torch.randn_like(norm.running_mean) * norm.running_var.sqrt(), alpha=0.3)
+            norm.running_var.mul_(0.5 + 1.5 * torch.rand_like(norm.running_var))
+    return model.eval()
+
+
 def reference(directory: Path) -> Any:
     """The model as transformers itself loads it."""
     return AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
+def reference_classifier(directory: Path) -> Any:
+    return AutoModelForImageClassification.from_pretrained(directory).eval()
 
 
 def token_rows(count: int, length: int = 32, seed: int = 0) -> Tensor:
@@ -141,6 +302,20 @@ def token_rows(count: int, length: int = 32, seed: int = 0) -> Tensor:
 def token_batches(count: int, size: int = 2, length: int = 24) -> list[dict[str, Tensor]]:
     """`count` batches of `size` rows as keyword arguments of a model."""
     return [{"input_ids": rows} for rows in token_rows(count * size, length).split(size)]
+
+
+def smooth(generator: np.random.Generator, height: int, width: int) -> Any:
+    """One random picture, uint8 [height, width, 3]: large coloured shapes, and a little noise."""
+    coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((width, height), 3)
+    return np.clip(np.asarray(coarse) + generator.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def pixel_batches(count: int, size: int = 2) -> list[dict[str, Tensor]]:
+    """`count` batches of `size` images as keyword arguments of a model."""
+    generator = np.random.default_rng(0)
+    made = np.stack([smooth(generator, SIDE, SIDE) for _ in range(count * size)])
+    values = (torch.from_numpy(made).permute(0, 3, 1, 2).float() / 128 - 1).contiguous()
+    return [{"pixel_values": part} for part in values.split(size)]
 
 
 def logits(model: Callable[..., Any], batch: dict[str, Tensor]) -> Tensor:
@@ -160,3 +335,20 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.getbasetemp() / "tokens.safetensors"
     save_file({"input_ids": token_rows(24)}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labels file beside 24 small images of many sizes, JPEG and PNG, colour and grey, with classes 0 to 9."""
+    folder = tmp_path_factory.getbasetemp() / "pictures"
+    if not folder.is_dir():
+        folder.mkdir()
+        generator, lines = np.random.default_rng(0), []
+        for index in range(24):
+            height, width = (int(side) for side in generator.integers(33, 71, 2))
+            picture = Image.fromarray(smooth(generator, height, width))
+            name = f"{index:02}.{'png' if index % 3 else 'jpg'}"
+            (picture.convert("L") if index % 5 == 0 else picture).save(folder / name)
+            lines.append(f"{name}\t{index % LABELS}\n")
+        (folder / "labels.tsv").write_text("".join(lines))
+    return folder / "labels.tsv"

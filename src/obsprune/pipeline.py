@@ -20,11 +20,14 @@ from obsprune.engine.rounds import Rounds
 from obsprune.engine.rundir import RECIPE, RunDir
 from obsprune.engine.teacher import teach
 from obsprune.errors import InputError
-from obsprune.evaluate.tasks import Task, check_name, rows_task, text_task
+from obsprune.evaluate.paired import beside, paired
+from obsprune.evaluate.task import Task
+from obsprune.evaluate.tasks import Setting, check_name, make_task
 from obsprune.models.checkpoint import Checkpoint
-from obsprune.models.data import Draw, batches
+from obsprune.models.data import Draw
 from obsprune.models.load import Model, load, locate
-from obsprune.plan import Plan, bytes_needed, draw_tokens, fit_length, make_plan, make_streams, run_facts
+from obsprune.models.samples import Samples
+from obsprune.plan import Plan, bytes_needed, draw_samples, make_plan, make_streams, run_facts, suited
 from obsprune.progress import Progress
 from obsprune.recipe import Recipe, make_recipe
 from obsprune.report.report import build_report, read_report, write_report
@@ -47,8 +50,8 @@ def prune(
     for notice in plan.notices:
         progress.notice(notice)
     tasks = plan_tasks(plan, progress)
-    model, ids = plan.model, plan.draw.calibration
-    small = {"input_ids": ids[:1, :64].to(model.device)}
+    model, recipe = plan.model, plan.recipe
+    small = model.kind.small(plan.draw.calibration.take([0]).batches(1, model.device)[0])
     check_walk(model, small, progress)
     if recipe.iters > 1:
         check_gradients(model, small)
@@ -87,7 +90,8 @@ def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
 def one_shot(plan: Plan, patterns: Mapping[str, Pattern], run: RunDir, progress: Progress) -> None:
     """Prunes and matches block after block."""
     projection = Projection(plan.recipe.make_solver(), patterns)
-    prune_blocks(plan.model, make_streams(plan), projection, run, progress, plan.recipe.make_matching())
+    matching, reestimate = plan.recipe.make_matching(), plan.recipe.engine.reestimate_norms
+    prune_blocks(plan.model, make_streams(plan), projection, run, progress, matching, reestimate)
 
 
 def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
@@ -100,7 +104,7 @@ def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
         place = choose_place(model, recipe.rounds.memory, 2 * model.dtype.itemsize, run.scratch)
         with place.opened():
             judge = teach(place, plan.draw.heldout, judged_at_once(plan))
-        parts = batches(plan.draw.calibration, plan.batch_size, model.device)
+        parts = plan.draw.calibration.batches(plan.batch_size, model.device)
         assert recipe.sparsity is not None
         probe = Probe(place, recipe.make_solver(), recipe.sparsity, parts, judge, progress)
         event = choose(recipe.rules, probe, lambda patterns, trial: one_shot(plan, patterns, trial, progress), run)
@@ -126,8 +130,8 @@ def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
 
 
 def judged_at_once(plan: Plan) -> int:
-    """Rows of one forward where the logits of two models are wanted."""
-    return min(plan.batch_size, max(1, LOGIT_BYTES // (8 * plan.draw.calibration.shape[1] * plan.model.vocabulary)))
+    """Samples of one forward where the logits of two models are wanted."""
+    return min(plan.batch_size, max(1, LOGIT_BYTES // (8 * plan.draw.calibration.positions * plan.model.classes)))
 
 
 def plan_tasks(plan: Plan, progress: Progress) -> list[Task]:
@@ -135,30 +139,21 @@ def plan_tasks(plan: Plan, progress: Progress) -> list[Task]:
     asked = plan.recipe.evaluation
     if asked == ["none"]:
         return []
+    setting = Setting(plan.model, plan.recipe.data.seqlen, lambda: kept_apart(plan.recipe, plan.draw))
     if asked:
-        return [make_task(name, plan.model, plan.recipe, plan.draw) for name in asked]
+        return [make_task(name, setting) for name in asked]
     tasks = []
-    for name in ("heldout", "wikitext2"):
+    for name in plan.model.kind.tasks:
         try:
-            tasks.append(make_task(name, plan.model, plan.recipe, plan.draw))
+            tasks.append(make_task(name, setting))
         except InputError as error:
             progress.notice(f"evaluation on {name} is left out: {error}")
     return tasks
 
 
-def make_task(
-    name: str,
-    model: Model,
-    recipe: Recipe,
-    drawn: Draw | None = None,
-    limit: int | None = None,
-    seqlen: int | None = None,
-) -> Task:
-    """A task by name; `heldout` are the rows that the recipe's own draw kept apart. Raises InputError."""
-    if name == "heldout":
-        held = (drawn or draw_tokens(recipe, model)[0]).heldout
-        return rows_task(name, held, f"kept apart from the calibration data, seed {recipe.seed}", model, limit)
-    return text_task(name, model, fit_length(seqlen or recipe.data.seqlen, model, []), limit)
+def kept_apart(recipe: Recipe, draw: Draw) -> tuple[Samples, str]:
+    """The held-out samples, and how they came about."""
+    return draw.heldout, f"kept apart from the calibration data, seed {recipe.seed}"
 
 
 def evaluate(model: Model, tasks: list[Task], run: RunDir, who: str, progress: Progress) -> None:
@@ -166,8 +161,9 @@ def evaluate(model: Model, tasks: list[Task], run: RunDir, who: str, progress: P
     for task in tasks:
         if run.recorded("score", task=task.name, who=who, sha256=task.protocol["sha256"]) is None:
             start = time.perf_counter()
-            score = task.score(model, progress, who)
-            run.record("score", **{"task": task.name, "who": who, **score, "seconds": time.perf_counter() - start})
+            found = task.score(model, progress, who)
+            seconds = time.perf_counter() - start
+            run.record("score", task=task.name, who=who, **found.values, seconds=seconds, items=found.items)
 
 
 def evaluate_checkpoint(
@@ -177,35 +173,48 @@ def evaluate_checkpoint(
 
     A directory made by `prune` remembers its recipe: without names, its held-out text is used.
     """
-    seqlen = how.pop("seqlen", None)
+    seqlen, num_fewshot = how.pop("seqlen", None), how.pop("num_fewshot", None)
     for task_name in names:
         check_name(task_name)
     model = load(name, **how)
     recipe = recorded_recipe(model.directory)
-    chosen = names or default_tasks(recipe)
+    chosen = names or default_tasks(recipe, model)
     if "heldout" in chosen and recipe is None:
-        raise InputError(f"{name} was not made by obsprune and has no held-out text; use --task text=FILE or wikitext2")
-    tasks = [make_task(task, model, recipe or make_recipe(), None, limit, seqlen) for task in chosen]
-    scores = {task.name: {"model": task.score(model, progress, name)} for task in tasks}
-    if compare:
-        other = load(compare, **how)
-        if other.vocabulary != model.vocabulary:
-            raise InputError(
-                f"{name} has {model.vocabulary} tokens and {compare} {other.vocabulary}; "
-                "perplexities of different tokenizers cannot be compared"
-            )
-        for task in tasks:
-            entry = scores[task.name]
-            entry["compare"] = task.score(other, progress, compare)
-            entry["ratio"] = entry["model"]["perplexity"] / entry["compare"]["perplexity"]
-    return {"model": name, "compare": compare, "tasks": scores}
+        raise InputError(f"{name} was not made by obsprune and has nothing held out; name a task: --task TASK")
+    like = suited(recipe or make_recipe(), model.kind)
+    setting = Setting(
+        model, seqlen or like.data.seqlen, lambda: kept_apart(like, draw_samples(like, model)[0]), limit, num_fewshot
+    )
+    tasks = [make_task(task, setting) for task in chosen]
+    other = _comparable(load(compare, **how), model, name) if compare else None
+    found: dict[str, Any] = {}
+    for task in tasks:
+        first = task.score(model, progress, name)
+        found[task.name] = {"model": first.values}
+        if other is not None:
+            second = task.score(other, progress, str(compare))
+            found[task.name] |= {"compare": second.values, **beside(first.values, second.values)}
+            found[task.name]["paired"] = paired(first.items, second.items)
+    return {"model": name, "compare": compare, "tasks": found}
 
 
-def default_tasks(recipe: Recipe | None) -> list[str]:
+def _comparable(other: Model, model: Model, name: str) -> Model:
+    """Raises InputError when the two do not answer the same questions."""
+    if other.kind is not model.kind or other.classes != model.classes:
+        raise InputError(
+            f"{name} is a {model.kind.name} with {model.classes} outputs and {other.directory} a {other.kind.name} "
+            f"with {other.classes}; their scores cannot be compared"
+        )
+    return other
+
+
+def default_tasks(recipe: Recipe | None, model: Model) -> list[str]:
     """What suits a model when no task is named: what its own run was evaluated on, else WikiText-2."""
-    if recipe is None:
-        return ["wikitext2"]
-    return [name for name in recipe.evaluation if name != "none"] or ["heldout"]
+    if recipe is not None:
+        return [name for name in recipe.evaluation if name != "none"] or ["heldout"]
+    if model.kind.dataset is None:
+        raise InputError(f"{model.directory} is an {model.kind.name}: name its images, --task imagenet=PATH")
+    return ["wikitext2"]
 
 
 def recorded_recipe(directory: Path) -> Recipe | None:

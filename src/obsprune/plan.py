@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -15,12 +15,10 @@ from obsprune.core.targets import MOST
 from obsprune.engine.streams import OneStream, Streams, TwoStreams
 from obsprune.errors import InputError
 from obsprune.evaluate.tasks import check_name
-from obsprune.models.data import Draw, batches, content_hash, draw, open_corpus
+from obsprune.models.data import Draw, draw
+from obsprune.models.kinds import Kind, Wish
 from obsprune.models.load import DEMO, Model, load, locate
-from obsprune.recipe import DEFAULT_DATASET, Recipe
-
-CALIBRATION_TOKENS = 8192
-"""Tokens of one calibration batch when its size is `auto`."""
+from obsprune.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -36,22 +34,31 @@ class Plan:
     @property
     def batch_size(self) -> int:
         size = self.recipe.engine.batch_size
-        return size if isinstance(size, int) else max(1, CALIBRATION_TOKENS // self.draw.calibration.shape[1])
+        return size if isinstance(size, int) else self.draw.calibration.together
 
 
 def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
-    """Opens the model, draws the tokens, gives each matrix its pattern. Writes nothing. Raises InputError."""
+    """Opens the model, draws the samples, gives each matrix its pattern. Writes nothing. Raises InputError."""
     for task in recipe.evaluation:
         if task != "none":
-            check_name(task)
+            check_name(task)  # before anything is loaded
     model = open_model(recipe, token)
+    recipe = suited(recipe, model.kind)
     patterns = uniform_patterns(recipe, model)
-    drawn, notices = draw_tokens(recipe, model)
+    drawn, notices = draw_samples(recipe, model)
     if recipe.is_judged:
         check_judges(drawn)
-    if recipe.iters > 1 or recipe.rules:
+    if (recipe.iters > 1 or recipe.rules) and model.kind.positional:
         _ = model.head  # or InputError
     return Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, model)])
+
+
+def suited(recipe: Recipe, kind: Kind) -> Recipe:
+    """The recipe with the numbers that suit the kind of model where none were given."""
+    data = recipe.data
+    nsamples = kind.nsamples if data.nsamples is None else data.nsamples
+    heldout = kind.heldout if data.heldout is None else data.heldout
+    return replace(recipe, data=replace(data, nsamples=nsamples, heldout=heldout))
 
 
 def uniform_patterns(recipe: Recipe, model: Model) -> dict[str, Pattern]:
@@ -84,7 +91,8 @@ def check_judges(drawn: Draw) -> None:
     """Raises InputError when there is nothing held out to judge by."""
     if not len(drawn.heldout):
         raise InputError(
-            "rounds, corrected targets, matching and allocation are judged by held-out sequences, and there are none: "
+            f"rounds, corrected targets, matching and allocation are judged by held-out {drawn.heldout.unit}, "
+            "and there are none: "
             f"set data.heldout above 0, and keep it and --nsamples within what {drawn.facts['dataset']} has"
         )
 
@@ -100,41 +108,41 @@ def open_model(recipe: Recipe, token: str | None = None) -> Model:
         device=recipe.engine.device,
         blocks=part.blocks,
         skip=recipe.skip,
+        depthwise=part.depthwise,
         trust_remote_code=part.trust_remote_code,
     )
 
 
-def draw_tokens(recipe: Recipe, model: Model) -> tuple[Draw, list[str]]:
-    """Calibration and held-out tokens, and what the user should know about them."""
+def draw_samples(recipe: Recipe, model: Model) -> tuple[Draw, list[str]]:
+    """Calibration and held-out samples, and what the user should know about them. Raises InputError."""
     part = recipe.data
-    notices: list[str] = []
-    corpus = open_corpus(part.dataset or default_dataset(recipe.model.name), part.text_column)
-    seqlen = fit_length(part.seqlen, model, notices)
-    counts = part.nsamples, part.heldout, recipe.seed, recipe.iters
-    drawn = draw(corpus, lambda: model.tokenizer, model.vocabulary, seqlen, *counts)
-    if drawn.calibration.shape[1] != seqlen:
-        notices.append(f"the sequences of {corpus.source} are {drawn.calibration.shape[1]} tokens long, not {seqlen}")
+    assert part.nsamples is not None
+    assert part.heldout is not None  # `suited` has set both
+    source, notices = model.open(Wish(part.dataset or default_dataset(recipe, model), part.seqlen, part.text_column))
+    drawn = draw(source, part.nsamples, part.heldout, recipe.seed, recipe.iters)
+    notices += source.notices()
     if len(drawn.heldout) < part.heldout:
-        notices.append(f"held-out text: {len(drawn.heldout)} of {part.heldout} sequences; {corpus.source} has no more")
+        notices.append(
+            f"held out: {len(drawn.heldout)} of {part.heldout} {drawn.heldout.unit}; {source.name} has no more"
+        )
     if not all(drawn.facts.get("rounds", {}).get("fresh", [])):
         notices.append(
-            f"{corpus.source} has fewer than {recipe.iters} x {part.nsamples} sequences for its rounds; "
+            f"{source.name} has fewer than {recipe.iters} x {part.nsamples} {drawn.heldout.unit} for its rounds; "
             "later ones get reshuffled ones"
         )
     return drawn, notices
 
 
-def default_dataset(model: str) -> str:
-    """C4, as the papers do; the demo model brings its own text."""
-    return str(locate(DEMO) / "calibration.txt") if model == DEMO else DEFAULT_DATASET
-
-
-def fit_length(seqlen: int, model: Model, notices: list[str]) -> int:
-    """The sequence length, cut to what the model was made for."""
-    if model.max_length and seqlen > model.max_length:
-        notices.append(f"seqlen {seqlen} is more than the model's {model.max_length}; {model.max_length} is used")
-        return model.max_length
-    return seqlen
+def default_dataset(recipe: Recipe, model: Model) -> str:
+    """C4, as the papers do; the demo model brings its own text. Raises InputError for a classifier."""
+    if recipe.model.name == DEMO:
+        return str(locate(DEMO) / "calibration.txt")
+    if model.kind.dataset is None:
+        raise InputError(
+            f"a {model.config.model_type} model is calibrated with images: --dataset imagenet=PATH "
+            "(a folder of images, a tree with a folder for each class, or a labels file: path, class)"
+        )
+    return model.kind.dataset
 
 
 def make_streams(plan: Plan) -> Streams:
@@ -142,10 +150,10 @@ def make_streams(plan: Plan) -> Streams:
     recipe, size, device = plan.recipe, plan.batch_size, plan.model.device
     if recipe.matching.passes:  # every step of a pass has a batch of its own
         size = min(size, max(1, len(plan.draw.calibration) // recipe.matching.steps))
-    parts = batches(plan.draw.calibration, size, device)
+    parts = plan.draw.calibration.batches(size, device)
     if recipe.target == "own" and not recipe.matching.passes:
         return OneStream(parts, recipe.engine.true_sequential)
-    judges = batches(plan.draw.heldout, size, device)
+    judges = plan.draw.heldout.batches(size, device)
     most = MOST if recipe.target != "own" else 0.0
     return TwoStreams(parts, judges, recipe.solver.get("damping", 0.01), recipe.target == "stream", most)
 
@@ -170,7 +178,7 @@ def run_facts(plan: Plan) -> dict[str, Any]:
         "device": str(plan.model.device),
         "dtype": str(plan.model.dtype),
         "calibration_sha256": plan.draw.facts["sha256"],
-        "rounds_sha256": [content_hash(rows) for rows in plan.draw.further],
+        "rounds_sha256": [samples.content_hash() for samples in plan.draw.further],
         "heldout_sha256": plan.draw.facts["heldout_sha256"],
         "checkpoint": plan.model.checkpoint.fingerprint(),
     }

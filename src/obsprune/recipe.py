@@ -23,33 +23,41 @@ from obsprune.trees import Tree, fits, merge, typed
 
 @dataclass(frozen=True)
 class ModelPart:
-    """Which model, and how it is opened. blocks: regular expression of the blocks' names, if they are not found."""
+    """Which model, and how it is opened. blocks: regular expression of the blocks' names, if they are not found;
+    depthwise: prune depthwise convolutions, too.
+    """
 
     name: str = ""
     revision: str | None = None
     dtype: str = "auto"
     blocks: str | None = None
+    depthwise: bool = False
     trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
 class DataPart:
-    """Calibration. heldout: sequences kept apart for evaluation, from the same data."""
+    """Calibration. nsamples: sequences or images; heldout: others kept apart for judging and evaluation. Without a
+    number, what suits the kind of model: 128 and 16 sequences, 512 and 64 images.
+    """
 
     dataset: str | None = None
     text_column: str | None = None
-    nsamples: int = 128
+    nsamples: int | None = None
     seqlen: int = 2048
-    heldout: int = 16
+    heldout: int | None = None
 
 
 @dataclass(frozen=True)
 class EnginePart:
-    """How the work is carried out. batch_size: sequences in one forward, or `auto`."""
+    """How the work is carried out. batch_size: samples in one forward, or `auto`; true_sequential: measure again after
+    each group of matrices; reestimate_norms: new statistics for the batch norms of each pruned block.
+    """
 
     device: str = "auto"
     batch_size: int | str = "auto"
     true_sequential: bool = False
+    reestimate_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,8 @@ def _resolve(recipe: Recipe) -> Recipe:
         raise InputError(f"matching.rate is {recipe.matching.rate!r}; a positive number is expected")
     if recipe.target not in TARGETS:
         raise InputError(f"target is '{recipe.target}'; {nearest(recipe.target, TARGETS)}")
+    if "none" in recipe.evaluation and len(recipe.evaluation) > 1:
+        raise InputError(f"'none' among the tasks {', '.join(recipe.evaluation)}: drop it, or the others")
     for expression in [*recipe.skip, recipe.model.blocks or ""]:
         _check_expression(expression)
     solver = _solver_options(recipe.solver)
@@ -225,9 +235,9 @@ def _check_numbers(recipe: Recipe) -> None:
         ("matching.steps", recipe.matching.steps, 1),
         ("rounds.steps", recipe.rounds.steps, 1),
         ("rounds.passes", recipe.rounds.passes, 1),
-        ("--nsamples", recipe.data.nsamples, 1),
+        ("--nsamples", 1 if recipe.data.nsamples is None else recipe.data.nsamples, 1),
         ("--seqlen", recipe.data.seqlen, 2),
-        ("data.heldout", recipe.data.heldout, 0),
+        ("data.heldout", recipe.data.heldout or 0, 0),
         ("--seed", recipe.seed, 0),
     ):
         if not least <= value < 2**63:

@@ -208,7 +208,7 @@ def test_rounds_are_shown(cli: Cli) -> None:
     lines = result.stderr.splitlines()
     for number in (1, 2):
         assert sum(line.startswith(f"round {number} of 2: held-out KL ") for line in lines) == 1
-    for phrase in ("rounds, on held-out text", "of the mask moved", "16 different ones in all rounds", "2 *"):
+    for phrase in ("rounds, on what was held out", "of the mask moved", "16 different ones in all rounds", "2 *"):
         assert phrase in result.stderr
     report = json.loads(Path("obsprune-out/demo-admm-stream-50-iters2/report.json").read_text())
     assert [entry["best"] for entry in report["rounds"]] == [False, True]

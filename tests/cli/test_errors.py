@@ -46,7 +46,8 @@ def refused(cli: Cli, *words: object, says: list[str]) -> None:
         (["--pattern", "blocky"], ["blocky", "unstructured"]),
         (["--pattern", "3:7"], ["model.layers.0.self_attn.q_proj", "3:7", "columns", "--skip"]),
         (["--solver", "sparcegpt"], ["sparcegpt", "did you mean sparsegpt"]),
-        (["--eval", "wikitxt"], ["wikitxt", "did you mean wikitext2"]),
+        (["--eval", "wikitext2=x"], ["wikitext2=x", "did you mean wikitext2"]),
+        (["--eval", "none", "--eval", "heldout"], ["none", "drop it"]),
         (["--iters", "0"], ["--iters 0", "from 1"]),
         (["--set", "rounds.tune=maskd"], ["rounds.tune", "did you mean masked"]),
         (["--set", "rounds.steps=0"], ["rounds.steps 0", "from 1"]),
@@ -142,9 +143,9 @@ def test_output_directory_in_use(cli: Cli, tmp_path: Path, pruned_demo: Path) ->
 
 def test_bad_eval_and_inspect(cli: Cli, tmp_path: Path) -> None:
     refused(cli, "eval", says=["no result", "obsprune prune demo"])
-    refused(cli, "eval", "demo", "--task", "mmlv", says=["mmlv", "known"])
+    refused(cli, "eval", "demo", "--task", "c4=x", says=["c4=x", "known"])
     refused(cli, "eval", "demo", "--task", "text=none.txt", says=["none.txt"])
-    refused(cli, "eval", "demo", "--task", "heldout", says=["held-out"])
+    refused(cli, "eval", "demo", "--task", "heldout", says=["nothing held out"])
     refused(cli, "inspect", tmp_path, says=["report.json"])
 
 

@@ -127,7 +127,7 @@ def test_rounds_go_on_from_matched_norms(zoo: Zoo, tokens: Path, tmp_path: Path)
     tokens_two = {"data": {"dataset": str(tokens), "nsamples": 8, "seqlen": 32, "heldout": 6}}
     two = pruned(zoo("llama"), tokens, tmp_path / "two", iters=2, rounds={"steps": 4}, **tokens_two)
     same = pruned(zoo("llama"), tokens, tmp_path / "same", evaluation=["heldout"], **tokens_two)
-    assert two["rounds"][0]["perplexity"] == pytest.approx(
+    assert two["rounds"][0]["told"]["perplexity"] == pytest.approx(
         same["evaluation"]["heldout"]["pruned"]["perplexity"], rel=1e-5
     )
     assert one["matching"] and len(two["matching"]) == len(one["matching"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from obsprune.engine.rounds import Rounds, describe, moved
 from obsprune.engine.rundir import RunDir
 from obsprune.engine.steps import Local, Newton, Projection
 from obsprune.engine.streams import OneStream
-from obsprune.engine.teacher import teach
+from obsprune.engine.teacher import HiddenStates, teach
 from obsprune.errors import WalkMismatch
-from obsprune.evaluate.perplexity import perplexity
-from obsprune.models.data import batches
+from obsprune.evaluate.perplexity import Perplexity
 from obsprune.models.load import Model, load
+from obsprune.models.text import TokenSamples
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
@@ -63,14 +64,15 @@ def test_never_above_one_shot(zoo: Zoo, tokens: Path, tmp_path: Path, family: st
         assert matrix["zeros"] == round(0.5 * matrix["shape"][0] * matrix["shape"][1])
     judged = load(str(tmp_path / "out"))  # what was judged is what is saved
     place, dense = OnDevice(judged), load(str(zoo(family)))
-    rows = load_file(tokens)["input_ids"]
+    rows = TokenSamples(load_file(tokens)["input_ids"])
     with OnDevice(dense).opened():
-        hidden = teach(OnDevice(dense), rows, 4).hidden
+        memory = teach(OnDevice(dense), rows, 4).memory
     with place.opened():
         lesson = teach(place, rows, 4)
         assert lesson.score(Dense()).kl == pytest.approx(0, abs=1e-6)
-        lesson.hidden[:] = hidden
-        assert lesson.score(Dense()).kl > 0
+        assert isinstance(memory, HiddenStates)
+        memory.head = judged.head
+        assert replace(lesson, memory=memory).score(Dense()).kl > 0
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "row"])
@@ -138,17 +140,21 @@ def test_killed_and_resumed_gives_the_same_bytes(
     assert rounds == [1, 2, 3]  # none was done twice
 
 
-def one_shot(model: Model, rows: Tensor, output: Path) -> tuple[RunDir, Projection]:
+def samples(count: int, seed: int = 0) -> TokenSamples:
+    return TokenSamples(token_rows(count, seed=seed))
+
+
+def one_shot(model: Model, rows: TokenSamples, output: Path) -> tuple[RunDir, Projection]:
     run = RunDir.open(output, model.directory)
     run.start({}, {}, [block.name for block in model.blocks], 0)
     projection = Projection(build("sparsegpt", {}), {matrix.name: Unstructured(0.5) for matrix in model.matrices})
-    streams = OneStream(batches(rows, 4, model.device))
+    streams = OneStream(rows.batches(4, model.device))
     prune_blocks(model, streams, projection, run, Silent())
     return run, projection
 
 
 def test_a_full_local_step_on_the_same_sequences_is_one_shot(llama: Model, tmp_path: Path) -> None:
-    rows = token_rows(8)
+    rows = samples(8)
     run, projection = one_shot(llama, rows, tmp_path / "out")
     place = OnDevice(llama)
     with place.opened():
@@ -164,18 +170,19 @@ def test_a_full_local_step_on_the_same_sequences_is_one_shot(llama: Model, tmp_p
 
 
 def test_the_teacher_is_the_dense_model(llama: Model) -> None:
-    rows = token_rows(6)
+    rows = samples(6)
     place = OnDevice(llama)
     with place.opened():
         score = teach(place, rows, 4).score(Dense())
     assert score.kl == pytest.approx(0, abs=1e-7)
-    assert score.perplexity == pytest.approx(perplexity(llama, rows, Silent())["perplexity"], rel=1e-5)
+    assert score.agreement == 1
+    assert score.nll == pytest.approx(Perplexity("rows", rows, {}).score(llama, Silent(), "").values["nll"], rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])  # gemma2 caps its logits behind the head
 def test_gradients_and_grams(zoo: Zoo, tmp_path: Path, family: str) -> None:
     """Against autograd and hooks on plain models; in chunks, the same bits."""
-    model, rows = load(str(zoo(family))), token_rows(6)
+    model, rows = load(str(zoo(family))), samples(6)
     run, _ = one_shot(model, rows, tmp_path / "out")
     weights = Committed(run)
     student, teacher = reference(zoo(family)), reference(zoo(family))
@@ -184,8 +191,8 @@ def test_gradients_and_grams(zoo: Zoo, tmp_path: Path, family: str) -> None:
         for matrix in block.matrices:
             student.get_parameter(matrix.parameter).data.copy_(tensors[matrix.name])
     with torch.no_grad():
-        t = teacher(rows, use_cache=False).logits.log_softmax(-1)
-    s = student(rows, use_cache=False).logits.log_softmax(-1)
+        t = teacher(rows.ids, use_cache=False).logits.log_softmax(-1)
+    s = student(rows.ids, use_cache=False).logits.log_softmax(-1)
     (t.exp() * (t - s)).sum().backward()
     found: list[dict[str, Sums]] = []
     for chunk in (3, 1):
@@ -203,13 +210,13 @@ def test_gradients_and_grams(zoo: Zoo, tmp_path: Path, family: str) -> None:
             torch.testing.assert_close(one.gradients[matrix.name], expected, rtol=1e-3, atol=1e-4)
             assert torch.equal(one.gradients[matrix.name], other.gradients[matrix.name])
         for (gram, group), (again, _) in zip(one.inputs.shared(), other.inputs.shared(), strict=True):
-            assert gram.count == rows.numel() and len(group) >= 1
+            assert gram.count == rows.ids.numel() and len(group) >= 1
             assert torch.equal(gram.H_CC, again.H_CC)
 
 
 @pytest.mark.parametrize("family", ZOO)
 def test_all_graphs_at_once_give_the_same_bits(zoo: Zoo, tmp_path: Path, family: str) -> None:
-    model, rows = load(str(zoo(family))), token_rows(6)
+    model, rows = load(str(zoo(family))), samples(6)
     run, _ = one_shot(model, rows, tmp_path / "out")
     found: list[dict[str, Tensor]] = []
     place = OnDevice(model)
@@ -236,18 +243,18 @@ def test_graphs_are_kept_where_they_fit(
         original = getattr(finetune, name)
         monkeypatch.setattr(finetune, name, lambda *a, n=name, f=original: used.append(n) or f(*a))
     monkeypatch.setattr(place_module, "free_bytes", lambda device: free)
-    run, _ = one_shot(llama, token_rows(6), tmp_path / "out")
+    run, _ = one_shot(llama, samples(6), tmp_path / "out")
     for place in (OnDevice(llama), InHost(llama)):
         with place.opened():
-            Tuning(1, True).run(Committed(run), teach(place, token_rows(2), 1), [range(1)], 1e-3, lambda: None)
+            Tuning(1, True).run(Committed(run), teach(place, samples(2), 1), [range(1)], 1e-3, lambda: None)
     assert used == ["whole_gradients" if free > 10**6 else "gradients", "gradients"]
 
 
 def test_gradients_reach_pruned_weights_too(llama: Model, tmp_path: Path) -> None:
-    run, _ = one_shot(llama, token_rows(6), tmp_path / "out")
+    run, _ = one_shot(llama, samples(6), tmp_path / "out")
     place, seen = OnDevice(llama), {}
     with place.opened():
-        lesson = teach(place, token_rows(4, seed=1), 4)
+        lesson = teach(place, samples(4, seed=1), 4)
         gradients(lesson, range(1), Committed(run), lambda block: Sums(), lambda block, s: seen.update(s.gradients))
     for block in llama.blocks:
         weights = Committed(run).get(block)
@@ -256,7 +263,7 @@ def test_gradients_reach_pruned_weights_too(llama: Model, tmp_path: Path) -> Non
 
 
 def test_fine_tuning_lowers_the_divergence_and_keeps_the_mask_if_told(llama: Model, tmp_path: Path) -> None:
-    rows = token_rows(8)
+    rows = samples(8)
     run, _ = one_shot(llama, rows, tmp_path / "out")
     place, before = OnDevice(llama), Committed(run)
     with place.opened():
@@ -298,13 +305,13 @@ def test_step_sizes() -> None:
 
 def test_rounds_end_when_nothing_gets_better(llama: Model, tmp_path: Path) -> None:
     """Projection alone cannot improve on a projection: the second round is not kept, and no third is begun."""
-    rows = token_rows(8)
+    rows = samples(8)
     run, projection = one_shot(llama, rows, tmp_path / "out")
     before = shards(tmp_path / "out")
     place: Place = InHost(llama)
     with place.opened():
         rounds = Rounds(Newton(moves=False), None, projection, place, run, Silent(), 4)
-        rounds([rows, rows, rows], token_rows(4, seed=1), 1.0)
+        rounds([rows, rows, rows], samples(4, seed=1), 1.0)
     last = run.recorded("round")
     assert last is not None and (last["round"], last["kept"]) == (2, False)
     assert "no better than the round before" in describe(last, 4)
@@ -354,11 +361,11 @@ def test_only_the_newest_rounds_weights_are_kept(
 
 def test_a_rate_that_blows_up_is_passed_over(llama: Model, tmp_path: Path) -> None:
     """Infinite weights give infinite divergence, not an error: the round goes on without fine-tuning."""
-    rows = token_rows(8)
+    rows = samples(8)
     run, projection = one_shot(llama, rows, tmp_path / "out")
     place = OnDevice(llama)
     with place.opened():
-        judge, lesson = teach(place, rows[:4], 2), teach(place, rows[4:], 1)
+        judge, lesson = teach(place, rows.take(range(4)), 2), teach(place, rows.take(range(4, 8)), 1)
         rounds = Rounds(Newton(), Tuning(4, True), projection, place, run, Silent(), 4)
         shares = rounds.tuning.shares(lesson)
         _, divergence = rounds._pass(Committed(run), lesson, judge, shares, 1e30)

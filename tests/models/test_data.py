@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
+from torch import Tensor
 from zoo import token_rows
 
 from obsprune.errors import InputError
-from obsprune.models.data import Documents, Draw, TokenRows, content_hash, draw, open_corpus
+from obsprune.models.corpora import Reading
+from obsprune.models.corpora import open_corpus as opened
+from obsprune.models.data import Draw, draw
+from obsprune.models.text import Corpus, Documents, TokenRows, TokenSamples
 
 
 class Letters:
@@ -24,20 +29,47 @@ class Letters:
         return {"input_ids": [1, *(ord(letter) for letter in text)]}
 
 
-def rows_of(corpus: Any, seqlen: int = 4, nsamples: int = 3, heldout: int = 2, seed: int = 0) -> Any:
-    return draw(corpus, Letters, 128, seqlen, nsamples, heldout, seed)
+def open_corpus(source: str, text_column: str | None = None, split: str = "train", seqlen: int = 4) -> Corpus:
+    return opened(source, Reading(Letters, 128, seqlen, text_column), split)
+
+
+def documents(texts: list[str], seqlen: int = 4, vocabulary: int = 128) -> Documents:
+    return Documents("d", texts, Letters, seqlen, vocabulary)
+
+
+def token_file(ids: Tensor, seqlen: int = 8, vocabulary: int = 128) -> TokenRows:
+    return TokenRows("t", ids, seqlen, vocabulary)
+
+
+def rows_of(corpus: Corpus, nsamples: int = 3, heldout: int = 2, seed: int = 0) -> Any:
+    """A draw with its rows of ids laid open."""
+    return opened_up(draw(corpus, nsamples, heldout, seed))
+
+
+def opened_up(found: Draw) -> Any:
+    assert isinstance(found.calibration, TokenSamples) and isinstance(found.heldout, TokenSamples)
+    further = [samples.ids for samples in found.further if isinstance(samples, TokenSamples)]
+    return SimpleNamespace(
+        calibration=found.calibration.ids, heldout=found.heldout.ids, further=further, facts=found.facts
+    )
+
+
+def texts_of(path: Path) -> list[str]:
+    corpus = open_corpus(str(path))
+    assert isinstance(corpus, Documents) and corpus.name == str(path)
+    return list(corpus.texts)
 
 
 def test_documents_are_separated_by_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one <|endoftext|> in a line\n<|endoftext|>\ntwo\n\nparagraphs\n<|endoftext|>\n")
-    assert open_corpus(str(path)) == Documents(str(path), ["one <|endoftext|> in a line", "two\n\nparagraphs"])
+    assert texts_of(path) == ["one <|endoftext|> in a line", "two\n\nparagraphs"]
 
 
 def test_a_text_without_separators_is_one_document_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(" \n = Title = \n\n text \n")
-    assert open_corpus(str(path)) == Documents(str(path), [" \n = Title = \n\n text \n"])
+    assert texts_of(path) == [" \n = Title = \n\n text \n"]
 
 
 WRITERS: dict[str, Callable[[Dataset, Path], Any]] = {
@@ -61,7 +93,7 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
 
 def test_a_json_list_and_a_damaged_table(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"text": "one"}, {"text": None}, {"text": "two"}]))
-    ids, _ = open_corpus(str(tmp_path / "a.json")).every_row(Letters, 4)
+    ids = open_corpus(str(tmp_path / "a.json")).every().ids
     assert ids.tolist() == [[1, *map(ord, "one")], [1, *map(ord, "two")]]
     (tmp_path / "b.jsonl").write_text('{"text": ')
     with pytest.raises(InputError, match="cannot be read as json"):
@@ -76,7 +108,7 @@ def test_token_rows(tmp_path: Path) -> None:
     save_file({"input_ids": token_rows(5, 8), "other": token_rows(2, 8, 1), "x": torch.ones(2, 2)}, path)
     corpus = open_corpus(f"{path}:other")
     assert isinstance(corpus, TokenRows) and torch.equal(corpus.ids, token_rows(2, 8, 1))
-    assert sorted(rows_of(open_corpus(str(path)), 8).calibration.tolist()) != []
+    assert sorted(rows_of(open_corpus(str(path), seqlen=8)).calibration.tolist()) != []
     with pytest.raises(InputError, match="did you mean other"):
         open_corpus(f"{path}:others")
     with pytest.raises(InputError, match="not integer ids"):
@@ -85,42 +117,42 @@ def test_token_rows(tmp_path: Path) -> None:
 
 def test_all_rows_of_a_token_file_are_used_as_they_are() -> None:
     ids = token_rows(5, 8)
-    found = rows_of(TokenRows("t", ids), 8, nsamples=5, heldout=3)
+    found = rows_of(token_file(ids), nsamples=5, heldout=3)
     assert sorted(found.calibration.tolist()) == sorted(ids.tolist())
-    assert len(found.heldout) == 0 and found.facts["heldout_sequences"] == 0
+    assert len(found.heldout) == 0 and found.facts["heldout"] == 0
 
 
 def test_ids_outside_the_vocabulary() -> None:
     with pytest.raises(InputError, match=r"token ids 0…200 and the model knows 0…127"):
-        rows_of(TokenRows("t", torch.tensor([[0, 200]] * 5)))
+        rows_of(token_file(torch.tensor([[0, 200]] * 5), 4))
 
 
 def test_too_short() -> None:
     with pytest.raises(InputError, match="gives 2 sequences of 4 tokens and 3 are asked for"):
-        rows_of(Documents("d", ["abcdefgh"]))
+        rows_of(documents(["abcdefgh"]))
 
 
-STORIES = Documents("d", [letter * 9 for letter in "abcdefghijklmnop"])
+STORIES = documents([letter * 9 for letter in "abcdefghijklmnop"])
 
 
 def test_a_seed_decides_the_draw() -> None:
     first, again, other = rows_of(STORIES), rows_of(STORIES), rows_of(STORIES, seed=1)
     assert first.facts == again.facts and torch.equal(first.calibration, again.calibration)
-    assert first.facts["sha256"] == content_hash(first.calibration) != other.facts["sha256"]
+    assert first.facts["sha256"] == TokenSamples(first.calibration).content_hash() != other.facts["sha256"]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_calibration_and_held_out_rows_are_disjoint(seed: int) -> None:
-    corpus = Documents("d", ["".join(map(chr, range(33, 120)))])  # one long document, every token once
-    found = rows_of(corpus, 4, nsamples=12, heldout=6, seed=seed)
+    corpus = documents(["".join(map(chr, range(33, 120)))])  # one long document, every token once
+    found = rows_of(corpus, nsamples=12, heldout=6, seed=seed)
     used = [token for row in [*found.calibration.tolist(), *found.heldout.tolist()] for token in row]
     assert len(used) == len(set(used)) == 4 * 18
 
 
 def test_every_row_starts_where_the_last_ended() -> None:
-    rows, joined = Documents("d", ["abc", "defg"]).every_row(Letters, 3)
-    assert rows.tolist() == [[1, *map(ord, "ab")], [ord("c"), 1, ord("d")], [*map(ord, "efg")]]
-    assert joined == "2 documents, each tokenised by itself"
+    corpus = documents(["abc", "defg"], 3)
+    assert corpus.every().ids.tolist() == [[1, *map(ord, "ab")], [ord("c"), 1, ord("d")], [*map(ord, "efg")]]
+    assert corpus.joined == "2 documents, each tokenised by itself"
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: Dataset, suffix: str) -> list[tuple[str, str, str]]:
@@ -153,8 +185,8 @@ def test_c4(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert asked == [("allenai/c4", file, "dataset") for file in files]
 
 
-def drawn(corpus: Any, rounds: int, nsamples: int = 4, heldout: int = 3) -> Draw:
-    return draw(corpus, lambda: Letters(), 256, 8, nsamples, heldout, 5, rounds)
+def drawn(corpus: Corpus, rounds: int, nsamples: int = 4, heldout: int = 3) -> Any:
+    return opened_up(draw(corpus, nsamples, heldout, 5, rounds))
 
 
 def corpora(rows: int) -> list[Any]:
@@ -162,7 +194,7 @@ def corpora(rows: int) -> list[Any]:
     texts = [
         "".join(chr(32 + (number * 8 + place) % 90 + number // 40) for place in range(8)) for number in range(rows)
     ]
-    return [TokenRows("ids", torch.arange(rows * 8).view(rows, 8) % 256), Documents("texts", texts)]
+    return [token_file(torch.arange(rows * 8).view(rows, 8) % 256, 8, 256), documents(texts, 8, 256)]
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -174,14 +206,14 @@ def test_rounds_get_new_rows_and_the_first_is_as_without_them(kind: int) -> None
     rows = torch.cat([three.calibration, three.heldout, *three.further])
     assert len(rows.unique(dim=0)) == len(rows) == 15
     assert three.facts["rounds"]["fresh"] == [True] * 3
-    assert three.facts["rounds"]["sequences_seen"] == 12
+    assert three.facts["rounds"]["seen"] == 12
 
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_rounds_without_new_rows_get_reshuffled_ones_but_never_held_out_ones(kind: int) -> None:
     few = drawn(corpora(12)[kind], 4)
     assert few.facts["rounds"]["fresh"] == [True, True, False, False]
-    assert few.facts["rounds"]["sequences_seen"] in (8, 9)  # the ninth is drawn, or not
+    assert few.facts["rounds"]["seen"] in (8, 9)  # the ninth is drawn, or not
     held = {tuple(row) for row in few.heldout.tolist()}
     for part in few.further:
         assert len(part) == 4 and not held & {tuple(row) for row in part.tolist()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ResNetConfig
+from transformers import DetrConfig
 from zoo import MIXTRAL, ZOO, Zoo, logits, reference, token_batches
 
 from obsprune.errors import InputError, OutputError
@@ -188,9 +188,9 @@ def test_other_kinds_of_models(zoo: Zoo, tmp_path: Path) -> None:
     configure(path, quantization_config={"quant_method": "gptq", "bits": 4})
     refused(path, "quantised")
     configure(path, quantization_config=None, architectures=["LlamaForSequenceClassification"])
-    refused(path, "LlamaForSequenceClassification", "no language-model head")
-    ResNetConfig().save_pretrained(path)
-    refused(path, "resnet", "not a causal language model")
+    refused(path, "LlamaForSequenceClassification", "no causal language model")
+    DetrConfig().save_pretrained(path)
+    refused(path, "detr", "neither a causal language model nor an image classifier")
     (path / "config.json").write_text("{")
     refused(path, "config.json")
     configure_meta = path / "params.json"

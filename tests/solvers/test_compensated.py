@@ -17,6 +17,7 @@ from obsprune.engine.place import Dense, OnDevice
 from obsprune.engine.steps import Between
 from obsprune.engine.teacher import teach
 from obsprune.models.load import load
+from obsprune.models.text import TokenSamples
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
@@ -116,7 +117,7 @@ def test_only_biases_that_exist_are_moved(zoo: Zoo, tokens: Path, tmp_path: Path
 
 def test_a_local_step_to_the_dense_weights_is_one_shot_over_again(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
     """Biases go the same way as weights: compensated twice, they would be counted twice."""
-    model, rows = load(str(zoo("gpt2"))), token_rows(8)
+    model, rows = load(str(zoo("gpt2"))), TokenSamples(token_rows(8))
     solver = build("sparsegpt", {"compensate": True})
     projection = Projection(solver, {matrix.name: Unstructured(0.5) for matrix in model.matrices})
     place = OnDevice(model)

@@ -1,4 +1,4 @@
-"""`obsprune eval`: perplexity of a checkpoint, alone or beside another."""
+"""`obsprune eval`: scores of a checkpoint, alone or beside another."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def evaluate(
     task: options.Task = None,
     compare: options.Compare = None,
     limit: options.Limit = None,
+    num_fewshot: options.NumFewshot = None,
     seqlen: options.Seqlen = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
@@ -28,7 +29,7 @@ def evaluate(
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure the perplexity of a model, with the whole protocol in the result (without MODEL: of the newest one)."""
+    """Measure perplexity or accuracy, with the whole protocol in the result (without MODEL: of the newest result)."""
     quiet_libraries()
     if model is None:
         model = str(newest_result())
@@ -37,8 +38,8 @@ def evaluate(
 
     with Watch(quiet or json_) as watch:
         scores = evaluate_checkpoint(
-            model, task or [], watch, compare, limit, seqlen=seqlen, dtype=dtype or "auto", device=device or "auto",
-            revision=revision, token=token, trust_remote_code=trust_remote_code,
+            model, task or [], watch, compare, limit, seqlen=seqlen, num_fewshot=num_fewshot, dtype=dtype or "auto",
+            device=device or "auto", revision=revision, token=token, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     if json_:
         typer.echo(json.dumps(scores, indent=1))

@@ -56,14 +56,15 @@ Dataset = Annotated[
     str | None,
     Option(
         help="Calibration: wikitext2, c4, a .txt, .jsonl, .json, .csv or .parquet file, or FILE.safetensors[:TENSOR] "
-        "of token ids. [default: c4]"
+        "of token ids [default: c4]; for classifiers imagenet=PATH: a folder of images, a tree with a folder a class, "
+        "a labels file (path, class), a saved data set or its id."
     ),
 ]
 TextColumn = Annotated[str | None, Option(help="The column of a table that holds the text.")]
-Nsamples = Annotated[int | None, Option(help="Calibration sequences. [default: 128]")]
+Nsamples = Annotated[int | None, Option(help="Calibration sequences or images. [default: 128 or 512]")]
 Seqlen = Annotated[int | None, Option(help="Tokens a sequence. [default: 2048, at most the model's own maximum]")]
-Seed = Annotated[int | None, Option(help="Draws the sequences; the same seed gives the same bytes. [default: 0]")]
-BatchSize = Annotated[str | None, Option(help="Sequences in one forward, or auto. [default: auto]")]
+Seed = Annotated[int | None, Option(help="Draws the samples; the same seed gives the same bytes. [default: 0]")]
+BatchSize = Annotated[str | None, Option(help="Samples in one forward, or auto. [default: auto]")]
 
 # Evaluation
 Eval = Annotated[
@@ -71,20 +72,27 @@ Eval = Annotated[
     Option(
         "--eval",
         metavar="TASK",
-        help="heldout, wikitext2, c4, text=FILE, or none. Repeatable. "
-        "[default: heldout, and wikitext2 where it can be had]",
+        help="heldout, wikitext2, c4, text=FILE, imagenet=PATH, mmlu[=PATH], another lm_eval task, or none. "
+        "Repeatable. [default: heldout, and wikitext2 where it can be had]",
     ),
 ]
 Task = Annotated[
     list[str] | None,
     Option(
         metavar="TASK",
-        help="heldout, wikitext2, c4, text=FILE (.txt, a table, or FILE.safetensors:TENSOR). Repeatable. "
-        "[default: heldout for obsprune's results, else wikitext2]",
+        help="heldout, wikitext2, c4, text=FILE (.txt, a table, or FILE.safetensors:TENSOR), imagenet=PATH, "
+        "mmlu[=PATH], or any task of lm_eval. Repeatable. [default: heldout for obsprune's results, else wikitext2]",
     ),
 ]
-Compare = Annotated[str | None, Option(metavar="MODEL", help="Another model on the same tasks, and the ratio.")]
-Limit = Annotated[int | None, Option(min=1, help="Only the first sequences of each task.")]
+Compare = Annotated[str | None, Option(metavar="MODEL", help="Another model on the same tasks, and a paired test.")]
+Limit = Annotated[
+    int | None,
+    Option(min=1, help="Only the first sequences, images or documents of each task; for mmlu, of each subject."),
+]
+NumFewshot = Annotated[
+    int | None,
+    Option(min=0, help="Solved examples before each question of mmlu and lm_eval's tasks. [default: 5 for mmlu]"),
+]
 
 # The run
 OutputDir = Annotated[

@@ -54,20 +54,42 @@ def prune_tables(report: dict[str, Any]) -> list[Table]:
 
 
 def _scores_table(evaluation: dict[str, Any]) -> Table:
-    scores = _table("perplexity", ["task", "dense", "pruned", "ratio", "tokens"])
+    scores = _table("evaluation", ["task", "metric", "dense", "pruned", "change", "p", "on"])
     for task, pair in evaluation.items():
         dense, pruned = pair["dense"], pair["pruned"]
-        _row(scores, short(task), f"{dense['perplexity']:.3f}", f"{pruned['perplexity']:.3f}", f"{pair['ratio']:.3f}",
-             f"{dense['sequences']} x {dense['seqlen']}")  # fmt: skip
+        metric = dense["metric"]
+        _row(scores, short(task), metric, f"{dense[metric]:.3f}", f"{pruned[metric]:.3f}", *change(pruned, dense, pair),
+             amount(dense))  # fmt: skip
     return scores
 
 
+def change(values: dict[str, Any], others: dict[str, Any], pair: dict[str, Any]) -> tuple[str, str]:
+    """How a score differs from another, and how probable that is by chance: (change, p)."""
+    metric, tests = values["metric"], pair["paired"]
+    instead: dict[str, Any] = next(iter(tests.values()), {})  # perplexity itself has no items: its loss has
+    test = tests.get(metric, instead)
+    p = f"{test['p']:.2g}" if test else ""
+    if "ratio" in pair:
+        return f"x {pair['ratio']:.3f}", p
+    stderr = f" ± {tests[metric]['stderr']:.2g}" if metric in tests else ""
+    return f"{values[metric] - others[metric]:+.3f}{stderr}", p
+
+
+def amount(values: dict[str, Any]) -> str:
+    """What a score was measured on."""
+    if "sequences" in values:
+        return f"{values['sequences']} x {values['seqlen']}"
+    unit = next((unit for unit in ("images", "questions", "documents") if unit in values), None)
+    return f"{values[unit]} {unit}" if unit else ""
+
+
 def _rounds_table(entries: list[dict[str, Any]]) -> Table:
-    rounds = _table("rounds, on held-out text", ["round", "KL", "perplexity", "step", "rate", "moved", "time"])
+    told = list(entries[0]["told"])
+    rounds = _table("rounds, on what was held out", ["round", "KL", *told, "step", "rate", "moved", "time"])
     for entry in entries:
         further = entry["round"] > 1
         _row(rounds, f"{entry['round']}{' *' if entry['best'] else ''}", f"{entry['heldout_kl']:.4f}",
-             f"{entry['perplexity']:.3f}", f"{entry['step']:.2g}" if further else "",
+             *(f"{entry['told'][name]:.3f}" for name in told), f"{entry['step']:.2g}" if further else "",
              f"{entry['rate']:.2g}" if entry.get("rate") else "", f"{entry['moved']:.2%}" if further else "",
              seconds(entry["seconds"]))  # fmt: skip
     return rounds
@@ -82,8 +104,8 @@ def _facts_table(report: dict[str, Any]) -> Table:
         _row(facts, *row)
     _row(facts, "time", _time(report["seconds"]))
     if report["rounds"]:
-        seen = report["data"]["rounds"]["sequences_seen"]
-        _row(facts, "sequences", f"{seen} different ones in all rounds; * best round")
+        seen, unit = report["data"]["rounds"]["seen"], report["data"]["unit"]
+        _row(facts, unit, f"{seen} different ones in all rounds; * best round")
     _row(facts, "peak memory", ", ".join(f"{value / 1e9:.2f} GB {where}" for where, value in memory.items()))
     for warning in report["warnings"]:
         _row(facts, "note", warning)
@@ -119,7 +141,7 @@ def _method(recipe: Any) -> dict[str, str]:
     if recipe.matching.passes:
         lines["matching"] = f"{recipe.matching.passes} passes over each block at rate {recipe.matching.rate:g}"
     if recipe.rules:
-        lines["allocation"] = f"uniform or {', '.join(recipe.rules)}, whichever is best on held-out text"
+        lines["allocation"] = f"uniform or {', '.join(recipe.rules)}, whichever is best on what is held out"
     return lines
 
 
@@ -141,23 +163,52 @@ def dry_run_tables(plan: Any) -> list[Table]:
         if key != "rounds":
             _row(facts, key, value)
     if plan.recipe.iters > 1:
-        seen = plan.draw.facts["rounds"]["sequences_seen"]
-        _row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different sequences together")
+        seen, unit = plan.draw.facts["rounds"]["seen"], plan.draw.facts["unit"]
+        _row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different {unit} together")
     for notice in plan.notices:
         _row(facts, "note", notice)
     return [matrices, skipped, method, facts]
 
 
 def eval_table(scores: dict[str, Any]) -> str:
-    """Perplexities with their protocol; two models side by side when there are two."""
-    table = _table("", ["task", "model", "perplexity", "ratio", "sequences", "protocol"])
+    """Scores with their protocol; two models side by side when there are two; then subjects, where a task has them."""
+    table = _table("", ["task", "model", "metric", "score", "± stderr", "change", "p", "on"], left=3)
+    parts = []
     for task, entry in scores["tasks"].items():
         for who in ("model", "compare"):
             if who in entry:
-                score, ratio = entry[who], f"{entry['ratio']:.3f}" if who == "model" and "ratio" in entry else ""
-                _row(table, short(task), scores[who], f"{score['perplexity']:.4f}", ratio,
-                     f"{score['sequences']} x {score['seqlen']}", score["join"])  # fmt: skip
-    return plain(table)
+                score = entry[who]
+                metric = score["metric"]
+                stderr = score.get(f"{metric}_stderr")
+                differs = change(score, entry["compare"], entry) if who == "model" and "compare" in entry else ("", "")
+                _row(table, short(task), scores[who], metric, f"{score[metric]:.4f}",
+                     "" if stderr is None else f"{stderr:.4f}", *differs, amount(score))  # fmt: skip
+        parts += _parts_tables(task, entry)
+    return plain(table, *_protocols(scores), *parts)
+
+
+def _protocols(scores: dict[str, Any]) -> list[Table]:
+    """How each task was measured, one line each."""
+    table = _table("protocol", ["", ""], left=2)
+    for task, entry in scores["tasks"].items():
+        told = ("join", "num_fewshot", "img_size", "crop_pct", "interpolation", "images_per_second")
+        facts = {key: entry["model"][key] for key in told if entry["model"].get(key) is not None}
+        _row(table, short(task), ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    return [table]
+
+
+def _parts_tables(task: str, entry: dict[str, Any]) -> list[Table]:
+    """Scores by group and by subject."""
+    tables = []
+    for kind in ("groups", "subjects"):
+        if entry["model"].get(kind):
+            who = [name for name in ("model", "compare") if name in entry]
+            table = _table(f"{short(task)}, {kind}", ["", *who, "± stderr", "questions"])
+            for name, part in entry["model"][kind].items():
+                accuracies = [f"{entry[one][kind][name]['acc']:.4f}" for one in who]
+                _row(table, name, *accuracies, f"{part['acc_stderr']:.4f}", part["questions"])
+            tables.append(table)
+    return tables
 
 
 def inspect_table(result: dict[str, Any]) -> str:

@@ -27,6 +27,16 @@ def next_token_nll(s: Tensor, ids: Tensor) -> Tensor:
     return -s[:, :-1].gather(-1, ids[:, 1:, None]).sum()
 
 
+def cross_entropy(s: Tensor, t: Tensor) -> Tensor:
+    """−Σ p(dense) log p(pruned) in nats, summed: the divergence and the dense model's own entropy; [..., V] both."""
+    return -(t.exp() * s).sum()
+
+
+def agreement(s: Tensor, t: Tensor) -> Tensor:
+    """For how many predictions both models have the same first choice; [..., V] both."""
+    return (s.argmax(-1) == t.argmax(-1)).sum()
+
+
 def perplexity(nll: float) -> float:
     """exp of the mean negative log-likelihood; of a hopeless one, the largest number that is still a number."""
     return math.exp(min(nll, 700.0))

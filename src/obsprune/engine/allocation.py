@@ -208,7 +208,8 @@ def _try(name: str, probe: Probe, one_shot: OneShot, run: RunDir) -> Event:
     seconds = time.perf_counter() - start
     with probe.place.opened():
         score = probe.judge.score(Committed(trial))
-    probe.progress.line(f"allocation {name}: held-out KL {score.kl:.4f}, perplexity {score.perplexity:.3f}")
+    told = " ".join(f"{k} {v:.3f}" for k, v in probe.place.model.kind.told(score.nll, score.agreement).items())
+    probe.progress.line(f"allocation {name}: held-out KL {score.kl:.4f}, {told}")
     facts = {"heldout_kl": score.kl, "nll": score.nll, "seconds": seconds, "spent": time.perf_counter() - begin}
     return run.record("trial", rule=name, shares=shares, **facts)
 

@@ -47,7 +47,7 @@ class Tuning:
         place = lesson.place
         masters = copied(weights, place, "masters")
         state = place.store("adam")
-        differentiate = whole_gradients if place.holds(graph_bytes(lesson)) else gradients
+        differentiate = whole_gradients if place.holds(partial(graph_bytes, lesson)) else gradients
         for number, keys in enumerate(shares, 1):
             now = rate * cosine((number - 1) / len(shares))
             update = partial(self._update, masters, state, number, now)

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from obsprune.core.losses import divergence, log_probabilities
 from obsprune.engine.inputs import Inputs, Run
 from obsprune.engine.place import Source, Store, Tensors
 from obsprune.engine.teacher import Lesson
 from obsprune.errors import InputError
 from obsprune.models.backward import Visit, backward_of, reverse_walk
 from obsprune.models.blocks import Block
-from obsprune.models.matrices import differentiated
+from obsprune.models.load import Model
+from obsprune.models.matrices import differentiated, take_gradients
+from obsprune.models.samples import Batch
 from obsprune.models.walk import Walk
 
 
@@ -39,8 +39,8 @@ class Sums:
             self.inputs.observe(run)
         else:
             run()
-        for matrix in block.matrices:
-            gradient, name = matrix.take_gradient(), matrix.name
+        for matrix, gradient in take_gradients(block.matrices):
+            name = matrix.name
             self.gradients[name] = self.gradients[name].add_(gradient) if name in self.gradients else gradient.clone()
 
     def check(self) -> None:
@@ -71,8 +71,9 @@ def gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin: Begin
             done(block, sums)
 
     chosen = [lesson.batches[key] for key in keys]
-    walk = Walk(network, [block.module for block in place.model.blocks], chosen, backward_of(_loss), record=True)
-    with lesson.beside(lambda: keys[walk.current()]):
+    loss = backward_of(lambda place, output: lesson.divergence(keys[place], output))
+    walk = Walk(network, [block.module for block in place.model.blocks], chosen, loss, record=True)
+    with lesson.memory.beside(lambda: keys[walk.current()]):
         reverse_walk(walk, lambda index: place.at(index, weights), backward_at)
 
 
@@ -86,8 +87,8 @@ def whole_gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin:
         held.enter_context(differentiated([matrix.tensor for block in blocks for matrix in block.matrices]))
         sums = {block.name: begin(block) for block in blocks}
         for key in keys:
-            with torch.enable_grad(), lesson.beside(partial(int, key)):
-                torch.autograd.backward([_loss(key, place.model.network(**lesson.batches[key]))])
+            with torch.enable_grad(), lesson.memory.beside(partial(int, key)):
+                torch.autograd.backward([lesson.divergence(key, place.model.network(**lesson.batches[key]))])
             for block in blocks:
                 sums[block.name].visit(block, lambda: None)
         for block in reversed(blocks):
@@ -96,16 +97,33 @@ def whole_gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin:
 
 
 def graph_bytes(lesson: Lesson) -> int:
-    """About what the graphs of all blocks hold for the largest batch: inputs and outputs of the matrices, as much again
-    for what lies between them, and the logits of both models.
+    """About what the graphs of all blocks hold for the largest batch, the blocks being on the device: measured on one
+    sample, and the logits of both models.
     """
-    model, tokens = lesson.place.model, max(batch["input_ids"].numel() for batch in lesson.batches)
-    widths = sum(sum(matrix.shape) for matrix in model.matrices)
-    return tokens * (2 * widths * model.dtype.itemsize + 24 * model.vocabulary)
+    model = lesson.place.model
+    most = max(map(_samples, lesson.batches))
+    one = {name: tensor[:1] for name, tensor in lesson.batches[0].items()}
+    logits = 24 * model.kind.predictions(one) * model.classes
+    return most * (_saved_bytes(model, one) + logits)
 
 
-def _loss(key: int, output: Any) -> Tensor:
-    return divergence(*log_probabilities(output.logits).chunk(2))
+def _samples(batch: Batch) -> int:
+    return max(map(len, batch.values()))
+
+
+def _saved_bytes(model: Model, batch: Batch) -> int:
+    """What autograd keeps of a forward, beside the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.network.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with differentiated([matrix.tensor for matrix in model.matrices]), torch.enable_grad():
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            output = model.network(**batch).logits  # alive until the end, so that no address is used twice
+        return sum(size for address, size in saved.items() if address not in weights) + int(output.nbytes)
 
 
 def gradients_and_grams(lesson: Lesson, chunk: int, weights: Source, done: Done) -> None:

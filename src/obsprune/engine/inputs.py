@@ -36,9 +36,9 @@ class Quota:
             raise Enough
 
 
-def identity(x: Tensor) -> Identity:
-    """Equal for two matrices that are given the very same tensor, as long as both tensors are alive."""
-    return (x.data_ptr(), x.shape, x.stride(), x._version)
+def identity(matrix: Matrix, x: Tensor) -> Identity:
+    """Equal for two matrices that see the same in the very same tensor, as long as both tensors are alive."""
+    return (x.data_ptr(), x.shape, x.stride(), x._version, matrix.geometry)
 
 
 def shared_inputs(stop: Stop, matrices: list[Matrix]) -> list[list[Matrix]]:
@@ -75,7 +75,7 @@ def calls_of(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) -> dict
 
     def see(matrix: Matrix, x: Tensor) -> None:
         alive.append(x)
-        calls.setdefault(matrix, []).append(identity(x))
+        calls.setdefault(matrix, []).append(identity(matrix, x))
         sink(matrix, x.detach())
 
     with observed(matrices, see), suppress(Enough):
@@ -99,7 +99,8 @@ def _measure_together(stop: Stop, groups: list[list[Matrix]]) -> list[Gram] | No
 
     def add(matrix: Matrix, x: Tensor) -> None:
         if matrix in grams:
-            grams[matrix].add(matrix.tokens(x))
+            for x_TC in matrix.tokens(x):
+                grams[matrix].add(x_TC)
 
     for key in stop.keys:
         calls = calls_of(partial(stop.run, key), [matrix for group in groups for matrix in group], add)
@@ -117,15 +118,15 @@ def require_finite(gram: Gram) -> None:
 def distinct_inputs(
     run: Callable[[], Any], matrices: list[Matrix], sink: Sink, called: Callable[[], None] = lambda: None
 ) -> list[list[Matrix]]:
-    """Lets `run` run a block; shows each distinct input as x_TC to `sink`, for the first matrix it enters (the leader);
+    """Lets `run` run a block; shows each distinct input to `sink`, for the first matrix it enters (the leader);
     returns the matrices that share their inputs, the leader first. `called` is called after every call of a matrix.
     """
     leaders: dict[Identity, Matrix] = {}
 
     def see(matrix: Matrix, x: Tensor) -> None:
-        if leaders.setdefault(identity(x), matrix) is matrix:
+        if leaders.setdefault(identity(matrix, x), matrix) is matrix:
             with torch.no_grad():
-                sink(matrix, matrix.tokens(x))
+                sink(matrix, x)
         called()
 
     return grouped(calls_of(run, matrices, see), matrices)
@@ -142,18 +143,20 @@ class Inputs:
     def observe(
         self,
         run: Callable[[], Any],
-        also: Sink = lambda matrix, x_TC: None,
+        also: Sink = lambda matrix, x: None,
         called: Callable[[], None] = lambda: None,
     ) -> None:
         """Adds what enters the matrices while `run` runs. Raises WalkMismatch when the sharing changes.
 
-        also(matrix, x_TC): called with each distinct input, for the first matrix it enters; called(): after every call
+        also(matrix, x): called with each distinct input, for the first matrix it enters; called(): after every call
         of a matrix.
         """
 
-        def add(matrix: Matrix, x_TC: Tensor) -> None:
-            self.grams.setdefault(matrix, Gram(matrix.shape[1], matrix.name, matrix.device)).add(x_TC)
-            also(matrix, x_TC)
+        def add(matrix: Matrix, x: Tensor) -> None:
+            gram = self.grams.setdefault(matrix, Gram(matrix.shape[1], matrix.name, matrix.device))
+            for x_TC in matrix.tokens(x):
+                gram.add(x_TC)
+            also(matrix, x)
 
         groups = distinct_inputs(run, self.matrices, add, called)
         self.groups = self.groups or groups

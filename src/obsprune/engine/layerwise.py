@@ -13,6 +13,7 @@ from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
 from obsprune.engine.inputs import measure, require_finite, shared_inputs
 from obsprune.engine.matching import Matching
+from obsprune.engine.norms import Renorm
 from obsprune.engine.place import Dense, Place, Source, Store, Tensors
 from obsprune.engine.rundir import RunDir
 from obsprune.engine.streams import Batches, Measured, Streams
@@ -61,6 +62,14 @@ class Projection:
         return [(s, [m for m in group if solvers[id(m)] is s]) for s in dict.fromkeys(solvers.values())]
 
 
+@dataclass(frozen=True)
+class After:
+    """What is done with a block once its matrices are pruned."""
+
+    matching: Matching | None
+    reestimate: bool
+
+
 def prune_blocks(
     model: Model,
     streams: Streams,
@@ -68,11 +77,14 @@ def prune_blocks(
     run: RunDir,
     progress: Progress,
     matching: Matching | None = None,
+    reestimate: bool = False,
 ) -> None:
     """Prunes every matrix and commits block after block to `run`; blocks committed before are loaded instead.
 
-    matching: what is done with each pruned block, where the streams have the dense block's outputs.
+    matching: what is done with each pruned block, where the streams have the dense block's outputs; reestimate: batch
+    norms get new statistics.
     """
+    after = After(matching, reestimate)
     progress.stage("pruning", len(model.blocks))
     with Walk(model.network, [block.module for block in model.blocks], streams.batches) as walk:
         for stop in walk:
@@ -82,7 +94,7 @@ def prune_blocks(
                 streams.pass_by(stop, block.loaded(model.device))
             with block.loaded(model.device, shard):
                 if shard is None:
-                    _prune_block(stop, block, streams, projection, run, progress, matching)
+                    _prune_block(stop, block, streams, projection, run, progress, after)
                 progress.step(run.summary(block.name))
                 if stop.last:
                     break  # nobody asks for what comes after the last block
@@ -96,15 +108,19 @@ def _prune_block(
     projection: Projection,
     run: RunDir,
     progress: Progress,
-    matching: Matching | None,
+    after: After,
 ) -> None:
     start = time.perf_counter()
     results: list[Pruned] = []
+    norms = Renorm.of(stop, streams.calibrating) if after.reestimate else None
     for measured in streams.measured(stop, block.matrices):
         for result in solve_group(measured, projection):
             progress.detail(f"{result.name}  error {result.error:.4f}")
             results.append(result)
-    facts = asdict(matching(stop, block, streams.goals, progress.detail)) if matching and block.matrices else None
+    if norms and block.matrices:
+        norms.apply(stop)
+    matching = after.matching if block.matrices else None
+    facts = asdict(matching(stop, block, streams.goals, progress.detail)) if matching else None
     seconds = time.perf_counter() - start
     run.commit(block.name, block.tensors(), [asdict(result) for result in results], seconds, facts)
 
@@ -123,7 +139,7 @@ def solve_group(measured: Measured, projection: Projection) -> Iterator[Pruned]:
             result = outcome(matrix, weight, solution, gram, end - start)
             matrix.write(solution.weight)  # last: `weight` may be a view of what it overwrites
             if matrix.bias is not None and solution.bias_shift is not None:
-                matrix.bias.data += solution.bias_shift.to(matrix.bias.dtype)
+                matrix.bias.data[matrix.rows] += solution.bias_shift.to(matrix.bias.dtype)
             yield replace(result, correction=measured.share, residual=matrix in measured.writers)
             start = end
 
@@ -139,8 +155,8 @@ def project_blocks(
         for stop in walk:
             with place.at(stop.index, point) as block:
                 results[block.name] = list(_projected(stop, block, projection, point.get(block)))
-                vectors = {name: vector.data.clone() for name, vector in block.vectors.items()}
-                into.put(block, vectors | {matrix.name: matrix.read().clone() for matrix in block.matrices})
+                carried = {name: tensor.clone() for name, tensor in block.carried.items()}
+                into.put(block, carried | {matrix.name: matrix.read().clone() for matrix in block.matrices})
                 if stop.last:
                     break
                 stop.hand_on()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -118,7 +118,7 @@ class Place(ABC):
             block.write(weights.get(block))
             yield block
 
-    def holds(self, needed: int) -> bool:
+    def holds(self, needed: Callable[[], int]) -> bool:
         """Whether all blocks can be in use at once, with so many bytes beside them."""
         return False
 
@@ -138,14 +138,12 @@ class OnDevice(Place):
     def resident(self, block: Block) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def holds(self, needed: int) -> bool:
-        return 2 * needed <= free_bytes(self.model.device)
+    def holds(self, needed: Callable[[], int]) -> bool:
+        return 2 * needed() <= free_bytes(self.model.device)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        with ExitStack() as held:
-            for block in self.model.blocks:
-                held.enter_context(block.loaded(self.model.device))
+        with self.model.loaded():
             yield
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from obsprune.errors import InputError, WalkMismatch
 from obsprune.models.backward import Visit, backward_of, reverse_walk
 from obsprune.models.load import Model
-from obsprune.models.matrices import Matrix, differentiated, observed
+from obsprune.models.matrices import Matrix, differentiated, observed, take_gradients
 from obsprune.models.walk import Walk
 from obsprune.progress import Progress
 
@@ -57,8 +57,8 @@ def check_gradients(model: Model, batch: Mapping[str, Tensor]) -> None:
         block = model.blocks[index]
         with block.loaded(model.device), differentiated([matrix.tensor for matrix in block.matrices]):
             yield lambda run: run()
-            for matrix in block.matrices:
-                matrix.take_gradient()
+            for _ in take_gradients(block.matrices):
+                pass
 
     finish = backward_of(lambda _, output: output.logits.float().square().mean())
     walk = Walk(model.network, [block.module for block in model.blocks], [batch], finish, record=True)

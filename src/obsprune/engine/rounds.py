@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from obsprune.engine.finetune import DECAY, RATES, Tuning, search
 from obsprune.engine.gradients import NotFinite
 from obsprune.engine.layerwise import Projection
@@ -27,6 +25,7 @@ from obsprune.engine.steps import Candidate, Newton, Step
 from obsprune.engine.teacher import Lesson, Score, teach
 from obsprune.errors import ObspruneError
 from obsprune.models.blocks import Block
+from obsprune.models.samples import Samples
 from obsprune.progress import Progress, Silent
 
 PROBE = 0.5
@@ -35,7 +34,7 @@ PROBE = 0.5
 
 @dataclass(frozen=True)
 class Rounds:
-    """All rounds after the first. tuning: None for none; batch_size: token rows of one forward."""
+    """All rounds after the first. tuning: None for none; batch_size: samples of one forward."""
 
     step: Step
     tuning: Tuning | None
@@ -45,18 +44,18 @@ class Rounds:
     progress: Progress
     batch_size: int
 
-    def __call__(self, further: Sequence[Tensor], held: Tensor, seconds: float) -> None:
+    def __call__(self, further: Sequence[Samples], held: Samples, seconds: float) -> None:
         """Improves the one-shot result in `run` and commits the best iterate there.
 
-        further: the token rows of each round; held: the rows that judge; seconds: what one shot took. Rounds that the
-        run directory knows are not done again.
+        further: the samples of each round; held: those that judge; seconds: what one shot took. Rounds that the run
+        directory knows are not done again.
         """
         judge = teach(self.place, held, self.batch_size)
         last = self.run.recorded("round") or self._first(judge, seconds)
-        for number, rows in enumerate(further, 2):
+        for number, samples in enumerate(further, 2):
             if last["round"] < number and last["kept"]:
                 self.progress.line(describe(last, len(further) + 1))
-                last = self._round(number, rows, judge, last)
+                last = self._round(number, samples, judge, last)
         self.progress.line(describe(last, len(further) + 1))
         self._finish()
 
@@ -67,7 +66,8 @@ class Rounds:
         return self._record(1, score, seconds, kept=True)
 
     def _record(self, number: int, score: Score, seconds: float, **facts: Any) -> Event:
-        values = {"heldout_kl": score.kl, "perplexity": score.perplexity, "seconds": seconds, **facts}
+        told = self.place.model.kind.told(score.nll, score.agreement)
+        values = {"heldout_kl": score.kl, "told": told, "seconds": seconds, **facts}
         return self.run.record("round", round=number, **values)
 
     def _iterate(self, number: int) -> Source:
@@ -77,10 +77,10 @@ class Rounds:
     def _folder(self, number: int) -> OnDisk:
         return OnDisk(self.run.iterate(number), self.place.model.device)
 
-    def _round(self, number: int, rows: Tensor, judge: Lesson, last: Event) -> Event:
+    def _round(self, number: int, samples: Samples, judge: Lesson, last: Event) -> Event:
         begin = time.perf_counter()
         before = self._iterate(number - 1)
-        lesson = teach(self.place, rows, self._rows_of_a_batch(len(rows)))
+        lesson = teach(self.place, samples, self._size_of_a_batch(len(samples)))
         point, rate = self._tuned(before, lesson, judge, last)
         found = self.step.candidates(point, lesson, self.projection, self.step.sizes(last.get("step")), self.progress)
         score, best = self._best(found, judge)
@@ -99,9 +99,9 @@ class Rounds:
             self.run.forget(number - 1)
         return event
 
-    def _rows_of_a_batch(self, rows: int) -> int:
+    def _size_of_a_batch(self, samples: int) -> int:
         """So many that every step of a fine-tuning pass has a batch of its own."""
-        return min(self.batch_size, max(1, rows // self.tuning.steps)) if self.tuning else self.batch_size
+        return min(self.batch_size, max(1, samples // self.tuning.steps)) if self.tuning else self.batch_size
 
     def _tuned(self, before: Source, lesson: Lesson, judge: Lesson, last: Event) -> tuple[Source, float | None]:
         """The point after fine-tuning and its learning rate; where it came from, and None, when that was better."""
@@ -189,9 +189,14 @@ def moved(before: Source, after: Source, place: Place) -> float:
     return changed / total
 
 
+def spoken(told: dict[str, float]) -> str:
+    """Scores by name, in a sentence."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in told.items())
+
+
 def describe(event: Event, total: int) -> str:
     """One line about a round."""
-    scores = f"held-out KL {event['heldout_kl']:.4f}, perplexity {event['perplexity']:.3f}"
+    scores = f"held-out KL {event['heldout_kl']:.4f}, {spoken(event['told'])}"
     facts = f"round {event['round']} of {total}: {scores}"
     if event["round"] > 1:
         rate = f", rate {event['rate']:.2g}" if event["rate"] else ""

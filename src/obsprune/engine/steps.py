@@ -91,8 +91,8 @@ class Newton(Step):
     ) -> None:
         assert sums.inputs is not None
         dense = Dense().get(block)
-        vectors = {name: weights[name].to(vector.dtype) for name, vector in block.vectors.items()}
-        answers: list[dict[str, Tensor]] = [dict(vectors) for _ in found]
+        carried = {name: weights[name].to(tensor.dtype) for name, tensor in block.carried.items()}
+        answers: list[dict[str, Tensor]] = [dict(carried) for _ in found]
         for gram, group in sums.inputs.shared():
             require_finite(gram)
             U_CC = factorise(gram, self.damping).U_CC
@@ -114,9 +114,10 @@ def _accept(matrix: Matrix, solution: Solution, gram: Gram, dense: Tensors, answ
     """Puts a solution into a candidate's tensors; what it is worth beside the dense ones."""
     answer[matrix.name] = solution.weight.to(matrix.weight.dtype)
     if solution.bias_shift is not None:
-        name = f"{matrix.name}.bias"
-        answer[name] = answer[name] + solution.bias_shift.to(answer[name].dtype)
-        solution = replace(solution, bias_shift=answer[name].to(gram.H_CC) - dense[name].to(gram.H_CC))
+        name, rows = f"{matrix.layer}.bias", matrix.rows
+        answer[name] = answer[name].clone()
+        answer[name][rows] += solution.bias_shift.to(answer[name].dtype)
+        solution = replace(solution, bias_shift=(answer[name].to(gram.H_CC) - dense[name].to(gram.H_CC))[rows])
     return outcome(matrix, dense[matrix.name].to(gram.H_CC), solution, gram, seconds)
 
 
@@ -159,6 +160,4 @@ class Local(Step):
 
 def chunk_size(lesson: Lesson) -> int:
     """How many batches may be under way at once: a quarter of the free memory for the blocks' inputs and outputs."""
-    blocks = len(lesson.place.model.blocks)
-    one = max(hidden.numel() * hidden.element_size() for hidden in lesson.hidden) * 2 * blocks
-    return max(1, free_bytes(lesson.place.model.device) // 4 // one)
+    return max(1, free_bytes(lesson.place.model.device) // 4 // (2 * lesson.crossing))

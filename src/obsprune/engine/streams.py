@@ -9,7 +9,7 @@ lost on the way. How far to go is judged on held-out sequences, for each group o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,10 +44,13 @@ class Measured:
 
 
 class Streams(ABC):
-    """Batches on their way. batches: all that walk; sparse: those of them that see the pruned blocks."""
+    """Batches on their way. batches: all that walk; sparse: those of them that see the pruned blocks; calibrating:
+    those of these that are not there to judge.
+    """
 
     batches: Batches
     sparse: Sequence[int]
+    calibrating: Sequence[int]
     goals: Goals = Goals()
     """What the dense block gave, where there is a dense stream: known when `measured` is through."""
 
@@ -67,7 +70,8 @@ class OneStream(Streams):
     """The pruned model alone. true_sequential: measure again after each group, instead of once a block."""
 
     def __init__(self, batches: Batches, true_sequential: bool = False) -> None:
-        self.batches, self.sparse, self.true_sequential = batches, range(len(batches)), true_sequential
+        self.batches, self.true_sequential = batches, true_sequential
+        self.sparse = self.calibrating = range(len(batches))
 
     def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
         groups = shared_inputs(stop, matrices)
@@ -107,11 +111,20 @@ class _Pairs:
         with self._watched(block, h, quota) as returned:
             self.inputs.observe(lambda: returned(sparse()), partial(_collect, x), quota.seen)
         for group in self.inputs.groups:
-            for y_TC, x_TC in zip(y[group[0]], x[group[0]], strict=True):
-                self._cross(self.crosses, group[0], group[0].shape[1]).add(y_TC.float() - x_TC.float(), x_TC)
+            leader = group[0]
+            for dense_input, sparse_input in zip(y[leader], x[leader], strict=True):
+                cross = self._cross(self.crosses, leader, leader.shape[1])
+                for y_TC, x_TC in zip(leader.tokens(dense_input), leader.tokens(sparse_input), strict=True):
+                    cross.add(y_TC.float() - x_TC.float(), x_TC)
             for matrix in group:
-                for g_TR, h_TR, x_TC in zip(g.get(matrix, []), h.get(matrix, []), x[group[0]], strict=False):
-                    self._cross(self.residuals, matrix, matrix.shape[0]).add(g_TR - h_TR, x_TC)
+                for g_TR, h_TR, sparse_input in zip(g.get(matrix, []), h.get(matrix, []), x[leader], strict=False):
+                    self._add_residual(matrix, g_TR - h_TR, leader.tokens(sparse_input))
+
+    def _add_residual(self, matrix: Matrix, lost_TR: Tensor, pieces: Iterable[Tensor]) -> None:
+        cross, start = self._cross(self.residuals, matrix, matrix.shape[0]), 0
+        for x_TC in pieces:
+            cross.add(lost_TR[start : start + len(x_TC)], x_TC)
+            start += len(x_TC)
 
     def _watched(
         self, block: nn.Module, into: dict[Matrix, list[Tensor]], quota: Quota
@@ -146,6 +159,7 @@ class TwoStreams(Streams):
         both = [*batches, *judges]
         self.batches, self.count, self.first_judge = [*both, *both], len(both), len(batches)
         self.sparse = range(len(both), 2 * len(both))
+        self.calibrating = self.sparse[: len(batches)]
         self.damping, self.residual, self.most = damping, residual, most
 
     def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:

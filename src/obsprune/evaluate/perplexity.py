@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from obsprune.core.losses import perplexity
 from obsprune.errors import ObspruneError
-from obsprune.models.data import batches
+from obsprune.evaluate.task import Scored, Task
 from obsprune.models.load import Model
+from obsprune.models.samples import Samples
 from obsprune.models.walk import Walk
 from obsprune.progress import Progress
 
@@ -19,36 +22,52 @@ LOGIT_BYTES = 2**29
 """Float32 logits of one batch stay under this."""
 
 
-def perplexity(model: Model, rows: Tensor, progress: Progress, title: str = "evaluating") -> dict[str, Any]:
-    """Perplexity of token rows [n, seqlen]; the model is streamed block by block, and may exceed the memory.
+@final
+@dataclass(frozen=True)
+class Perplexity(Task):
+    """Of rows of token ids; items: each row's mean loss."""
 
-    Returns perplexity, nll (nats a token), number of predicted tokens. Raises ObspruneError when the loss is NaN.
+    name: str
+    samples: Samples
+    protocol: dict[str, Any]
+    metric = "perplexity"
+
+    def score(self, model: Model, progress: Progress, who: str) -> Scored:
+        """perplexity, nll (nats a token), number of predicted tokens. Raises ObspruneError when the loss is NaN."""
+        rows_N = row_losses(model, self.samples, progress, f"{self.name}, {who}")
+        predicted = self.samples.positions - 1
+        nll = float(rows_N.sum()) / (len(rows_N) * predicted)
+        if math.isnan(nll):
+            raise ObspruneError("the model's logits are not finite; evaluate in a wider type (--dtype float32)")
+        values = {"perplexity": perplexity(nll), "nll": nll, "predicted_tokens": len(rows_N) * predicted}
+        return Scored({"metric": self.metric, **values, **self.protocol}, {"nll": (rows_N / predicted).tolist()})
+
+
+def row_losses(model: Model, samples: Samples, progress: Progress, title: str) -> Tensor:
+    """Next-token losses of each row, summed over the row, float64 [N]. The model is streamed block by block, and may
+    exceed the memory.
     """
-    seqlen = rows.shape[1]
-    size = max(1, min(64, LOGIT_BYTES // (4 * seqlen * model.vocabulary)))
-    parts = batches(rows, size, model.device)
-    sums: list[Tensor] = []
+    size = max(1, min(64, LOGIT_BYTES // (4 * samples.positions * model.classes)))
+    parts = samples.batches(size, model.device)
+    losses: dict[int, Tensor] = {}
     progress.stage(title, len(model.blocks))
 
     def finish(key: int, output: Any) -> None:
-        sums.append(next_token_loss(output.logits, parts[key]["input_ids"]))
+        losses[key] = next_token_losses(output.logits, parts[key]["input_ids"]).cpu()
 
     with torch.no_grad(), Walk(model.network, [block.module for block in model.blocks], parts, finish) as walk:
         for stop in walk:
             with model.blocks[stop.index].loaded(model.device):
                 stop.hand_on()
             progress.step()
-    tokens = rows.shape[0] * (seqlen - 1)
-    nll = float(torch.stack(sums).sum()) / tokens
-    if math.isnan(nll):
-        raise ObspruneError("the model's logits are not finite; evaluate in a wider type (--dtype float32)")
-    return {"perplexity": math.exp(min(nll, 700.0)), "nll": nll, "predicted_tokens": tokens}
+    return torch.cat([losses[key] for key in range(len(parts))])
 
 
-def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Sum of the next-token cross-entropies of a batch, in nats; float32, summed row by row in float64."""
-    losses = [
-        functional.cross_entropy(row[:-1].float(), target[1:], reduction="sum").double()
-        for row, target in zip(logits, ids, strict=True)
-    ]
-    return torch.stack(losses).sum()
+def next_token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """Sum of the next-token cross-entropies of each row of a batch, in nats; in float32, given as float64."""
+    return torch.stack(
+        [
+            functional.cross_entropy(row[:-1].float(), target[1:], reduction="sum").double()
+            for row, target in zip(logits, ids, strict=True)
+        ]
+    )

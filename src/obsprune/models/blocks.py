@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -51,34 +52,48 @@ class Block:
         }
 
     @property
+    def statistics(self) -> dict[str, Tensor]:
+        """Running means and variances of norms, by full name."""
+        return {
+            f"{self.name}.{name}": buffer
+            for name, buffer in self.module.named_buffers()
+            if name in self.keys.values() and buffer.dim() == 1 and buffer.is_floating_point()
+        }
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """All that goes with the matrices from one iterate to the next."""
+        return {name: vector.data for name, vector in self.vectors.items()} | self.statistics
+
+    @property
     def tunable(self) -> dict[str, nn.Parameter]:
         """The prunable weights and the vectors, by full name."""
         return {matrix.parameter: matrix.tensor for matrix in self.matrices} | self.vectors
 
     def weights(self, shard: Path | None = None) -> dict[str, Tensor]:
-        """{matrix's name: weight [R, C], vector's name: vector}, as stored, on the CPU: the checkpoint's, or those of
+        """{matrix's name: weight [R, C], name: what is carried}, as stored, on the CPU: the checkpoint's, or those of
         `shard`.
         """
         keys = {f"{self.name}.{name}": key for key, name in self.keys.items() if name}
-        wanted = [keys[name] for name in (*(matrix.parameter for matrix in self.matrices), *self.vectors)]
+        wanted = [keys[name] for name in (*(matrix.parameter for matrix in self.matrices), *self.carried)]
         tensors = read_tensors(shard, wanted) if shard else self.checkpoint.read(wanted)
         matrices = {matrix.name: matrix.turn(tensors[keys[matrix.parameter]]).contiguous() for matrix in self.matrices}
-        return matrices | {name: tensors[keys[name]] for name in self.vectors}
+        return matrices | {name: tensors[keys[name]] for name in self.carried}
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts what `weights` gives into the module, in the compute dtype."""
         for matrix in self.matrices:
             matrix.write(tensors[matrix.name])
-        for name, vector in self.vectors.items():
-            vector.data.copy_(tensors[name])
+        for name, tensor in self.carried.items():
+            tensor.copy_(tensors[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """The block as a shard has it: what has changed from the module, the rest as stored, bit for bit."""
         tensors = self.checkpoint.read(self.keys)
-        parameters = {name: parameter.detach().cpu() for name, parameter in self.module.named_parameters()}
+        own = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
         for key, name in self.keys.items():
-            if name in parameters and not torch.equal(parameters[name], tensors[key].to(parameters[name].dtype)):
-                tensors[key] = parameters[name].to(tensors[key].dtype)
+            if name in own and not torch.equal(own[name], tensors[key].to(own[name].dtype)):
+                tensors[key] = own[name].to(tensors[key].dtype)
         return tensors
 
 
@@ -112,8 +127,8 @@ def require(directory: Path, prefix: str, missing: set[str]) -> None:
 
 
 def find_blocks(network: nn.Module, config: Any, pattern: str | None) -> list[tuple[str, nn.Module]]:
-    """The blocks with their names, in order: modules whose whole name matches `pattern`, else the ModuleList as long as
-    the config says the model is deep (the heaviest one, if there are several).
+    """The blocks with their names, in order: modules whose whole name matches `pattern`, else what the config's depth
+    points to: the layers of every stage (`depths`), the list of `num_hidden_layers`, or the heaviest list there is.
 
     Raises InputError when nothing is found.
     """
@@ -121,12 +136,28 @@ def find_blocks(network: nn.Module, config: Any, pattern: str | None) -> list[tu
         found = [(name, module) for name, module in network.named_modules() if re.fullmatch(pattern, name)]
         if not found:
             raise InputError(f"no module's name matches model.blocks = '{pattern}'")
+        for (outer, _), (inner, _) in pairwise(found):
+            if inner.startswith(f"{outer}."):
+                raise InputError(f"{inner} lies inside {outer}; model.blocks = '{pattern}' may match only one of them")
         return found
-    depth = getattr(config.get_text_config(), "num_hidden_layers", None)
-    lists = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    depths, depth = getattr(config, "depths", None), getattr(config.get_text_config(), "num_hidden_layers", None)
+    if depths:
+        stages = _heaviest(network, "", len(depths), config)
+        lists = [_heaviest(stage, name, count, config) for (name, stage), count in zip(stages, depths, strict=True)]
+        return [layer for layers in lists for layer in layers]
+    return _heaviest(network, "", depth, config)
+
+
+def _heaviest(network: nn.Module, prefix: str, length: int | None, config: Any) -> list[tuple[str, nn.Module]]:
+    """The entries, with their names, of the list inside a module that holds most; of `length`, where one is known."""
+    lists = [
+        (name, module)
+        for name, module in network.named_modules(prefix=prefix)
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) and length in (None, len(module))
+    ]
     if not lists:
         raise InputError(
-            f"no list of {depth} blocks in a {config.model_type} model; "
+            f"no list of {length or 'some'} blocks in a {config.model_type} model; "
             "name them: --set model.blocks='REGEX' (a pattern of their full module names)"
         )
     name, layers = max(lists, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))

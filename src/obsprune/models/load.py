@@ -24,13 +24,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig
 
 from obsprune.errors import InputError, first_line
 from obsprune.models.blocks import Block, assign, find_blocks, require
 from obsprune.models.checkpoint import CONFIG, SIDE_FILES, Checkpoint
+from obsprune.models.kinds import Kind, Wish, head_of, kind_of
 from obsprune.models.matrices import Matrix, find_matrices, fused_experts
 from obsprune.models.names import module_names
+from obsprune.models.samples import Source
 
 DEMO = "demo"
 META_LAYOUT = re.compile(r"meta-llama/Llama-2-\d+b(-chat)?")
@@ -44,6 +46,7 @@ class Model:
     skipped: {weight's name: why it is not pruned}.
     """
 
+    kind: Kind
     network: nn.Module
     config: Any
     directory: Path
@@ -60,33 +63,34 @@ class Model:
         return [matrix for block in self.blocks for matrix in block.matrices]
 
     @property
-    def vocabulary(self) -> int:
-        return int(self.config.get_text_config().vocab_size)
-
-    @property
-    def max_length(self) -> int | None:
-        """The longest sequence the model was made for, where its config tells."""
-        length = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        return int(length) if length else None
+    def classes(self) -> int:
+        """Width of the logits: the vocabulary, or the labels."""
+        return self.kind.classes(self.config)
 
     @property
     def head(self) -> nn.Module:
         """The output head: final hidden states in, logits out. Raises InputError when the model has none of its own."""
-        head = self.network.get_output_embeddings()  # type: ignore[operator]
-        if not isinstance(head, nn.Module):
+        head = head_of(self.network)
+        if head is None:
             raise InputError(f"a {self.config.model_type} model has no output head of its own; only --iters 1 works")
         return head
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """Raises InputError when the directory has none."""
-        try:
-            return AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
-        except Exception as error:  # every tokenizer class fails in its own way
-            raise InputError(
-                f"{self.directory} has no usable tokenizer ({first_line(error)}); "
-                "add one, or give token ids: --dataset FILE.safetensors"
-            ) from error
+    def processor(self) -> Any:
+        """The tokenizer, or image processor. Raises InputError when the directory has none."""
+        return self.kind.processor(self.directory, self.trust_remote_code)
+
+    def open(self, wish: Wish) -> tuple[Source, list[str]]:
+        """A source of samples for this model, and what the user should know about it. Raises InputError."""
+        return self.kind.open(wish, self.config, lambda: self.processor)
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """While open, all blocks are on the device: the network is an ordinary one."""
+        with ExitStack() as held:
+            for block in self.blocks:
+                held.enter_context(block.loaded(self.device))
+            yield
 
     @contextmanager
     def lazily_loaded(self) -> Iterator[None]:
@@ -157,19 +161,13 @@ def _checked(directory: Path) -> Path:
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
-    """The config of a causal language model. Raises InputError when it is damaged, quantised, or of another kind."""
+    """The config of a model. Raises InputError when it is damaged or quantised."""
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # remote code, unknown architectures and broken JSON all end here
         raise InputError(f"{directory / CONFIG} cannot be used: {first_line(error)}") from error
     if getattr(config, "quantization_config", None):
         raise InputError(f"{directory} is quantised; prune the unquantised checkpoint it was made from")
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if not remote and type(config) not in AutoModelForCausalLM._model_mapping:
-        raise InputError(f"a {config.model_type} model is not a causal language model; only those can be pruned yet")
-    architectures = config.architectures or []
-    if architectures and not any("LM" in name or "ConditionalGeneration" in name for name in architectures):
-        raise InputError(f"{directory} holds a {architectures[0]}, which has no language-model head")
     return config
 
 
@@ -182,19 +180,21 @@ def load(
     device: str = "auto",
     blocks: str | None = None,
     skip: list[str] | None = None,
+    depthwise: bool = False,
     trust_remote_code: bool = False,
 ) -> Model:
     """Opens a checkpoint: config → skeleton on meta → everything outside the blocks.
 
     dtype: of the forward passes (`auto`: as stored; float16 is computed in float32 on a CPU); skip: regular expressions
-    of matrices' names that stay dense. Raises InputError.
+    of matrices' names that stay dense; depthwise: prune depthwise convolutions, too. Raises InputError.
     """
     directory = locate(name, revision, token)
     config = read_config(directory, trust_remote_code)
+    kind = kind_of(config)
     checkpoint = Checkpoint.open(directory)
     place = choose_device(device)
     compute = choose_dtype(dtype, checkpoint, place)
-    network = _skeleton(config, compute, trust_remote_code)
+    network = _skeleton(kind, config, compute, trust_remote_code)
     names = module_names(network, checkpoint.headers)
     made = [_block(prefix, module, checkpoint, names) for prefix, module in find_blocks(network, config, blocks)]
     inside = {key for block in made for key in block.keys}
@@ -203,8 +203,8 @@ def load(
     prefixes = tuple(f"{block.name}." for block in made)
     outside = {name for name, p in network.named_parameters() if p.is_meta and not name.startswith(prefixes)}
     require(directory, "", outside)
-    skipped = _choose_matrices(network, made, checkpoint, names, skip or [])
-    return Model(network, config, directory, checkpoint, made, rest, skipped, place, compute, trust_remote_code)
+    skipped = _choose_matrices(network, made, checkpoint, names, skip or [], depthwise)
+    return Model(kind, network, config, directory, checkpoint, made, rest, skipped, place, compute, trust_remote_code)
 
 
 def choose_device(device: str) -> torch.device:
@@ -235,12 +235,10 @@ def choose_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> to
     return torch.float32 if slow or stored == torch.float64 else stored
 
 
-def _skeleton(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _skeleton(kind: Kind, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     config.use_cache = config.get_text_config().use_cache = False  # a cache would grow each time a block is run again
     with init_empty_weights(include_buffers=False):  # buffers no checkpoint holds (rotary frequencies) stay real
-        network: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        network: Any = kind.auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     return network.eval().requires_grad_(False)
 
 
@@ -272,7 +270,12 @@ def _load_rest(network: Any, checkpoint: Checkpoint, names: dict[str, str], devi
 
 
 def _choose_matrices(
-    network: nn.Module, blocks: list[Block], checkpoint: Checkpoint, names: dict[str, str], skip: list[str]
+    network: nn.Module,
+    blocks: list[Block],
+    checkpoint: Checkpoint,
+    names: dict[str, str],
+    skip: list[str],
+    depthwise: bool,
 ) -> dict[str, str]:
     """Gives each block its matrices; returns {weight: why it stays dense} for every other weight of two dimensions."""
     stored = {name: checkpoint.headers[key].dtype for key, name in names.items()}
@@ -281,7 +284,9 @@ def _choose_matrices(
         for matrix in find_matrices(block.name, block.module, lambda name: stored[name]):
             pattern = next((pattern for pattern in skip if re.search(pattern, matrix.name)), None)
             if pattern:
-                skipped[matrix.name] = f"matches --skip {pattern}"
+                skipped[matrix.layer] = f"matches --skip {pattern}"
+            elif matrix.depthwise and not depthwise:
+                skipped[matrix.layer] = "depthwise convolution; --set model.depthwise=true prunes them, too"
             else:
                 block.matrices.append(matrix)
     pruned = {matrix.parameter for block in blocks for matrix in block.matrices}
@@ -295,6 +300,14 @@ def _why_dense(network: Any, name: str, blocks: set[str]) -> str:
     if any(name.startswith(f"{block}.") for block in blocks):
         return "not a linear layer"
     owner = network.get_submodule(name.rpartition(".")[0])
-    if owner is network.get_output_embeddings():
+    if owner is head_of(network):
         return "output head"
-    return "embedding" if owner is network.get_input_embeddings() else "outside the blocks"
+    return "embedding" if owner is _embedding_of(network) else "outside the blocks"
+
+
+def _embedding_of(network: Any) -> nn.Module | None:
+    try:
+        embedding: nn.Module = network.get_input_embeddings()
+    except NotImplementedError:  # convolutional networks have none
+        return None
+    return embedding

@@ -6,12 +6,13 @@ The only place in the project that asks what kind a layer is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
@@ -19,18 +20,22 @@ from obsprune.errors import InputError
 
 Sink = Callable[["Matrix", Tensor], None]
 """Called before the layer runs, with the tensor that enters it (valid until the layer's block is done)."""
+UNFOLDED_BYTES = 2**26
+"""The columns of a convolution are laid out for so many images at a time that they stay under this, in float32."""
 
 
 class Matrix(ABC):
-    """One prunable weight. `name` is the module's full name; `stored` the dtype it has in the checkpoint."""
+    """One prunable weight. `layer` is the module's full name, `name` the matrix's own (a convolution in groups has
+    several); `stored` the dtype it has in the checkpoint.
+    """
 
-    def __init__(self, name: str, module: nn.Module, stored: torch.dtype) -> None:
-        self.name, self.module, self.stored = name, module, stored
+    def __init__(self, layer: str, module: nn.Module, stored: torch.dtype) -> None:
+        self.name, self.layer, self.module, self.stored = layer, layer, module, stored
 
     @property
     def parameter(self) -> str:
         """Full name of the parameter that holds the weight."""
-        return f"{self.name}.weight"
+        return f"{self.layer}.weight"
 
     @property
     def weight(self) -> Tensor:
@@ -48,6 +53,11 @@ class Matrix(ABC):
         return getattr(self.module, "bias", None)
 
     @property
+    def rows(self) -> slice:
+        """Which of the layer's outputs are the matrix's."""
+        return slice(None)
+
+    @property
     def device(self) -> torch.device:
         """Where the weight is now."""
         return self.weight.device
@@ -58,29 +68,42 @@ class Matrix(ABC):
         rows, columns = self.turn(self.weight).shape
         return rows, columns
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has a filter of its own, too small to prune as a rule."""
+        return False
+
+    @property
+    def geometry(self) -> Hashable:
+        """How the layer looks at its input: two matrices share a Gram when input and geometry are the same."""
+        return None
+
     def read(self) -> Tensor:
         """The weight [R, C] in the stored dtype."""
         return self.turn(self.weight).contiguous().to(self.stored)
 
     def write(self, weight_RC: Tensor) -> None:
         """Puts a weight [R, C] into the layer, in the layer's compute dtype."""
-        self.weight.copy_(self.turn(weight_RC))
+        self.turn(self.weight).copy_(weight_RC)
 
-    def take_gradient(self) -> Tensor:
-        """The gradient [R, C] that backward has left in the layer, in float32; it is gone from there afterwards."""
-        parameter = self.tensor
-        if parameter.grad is None:
-            raise InputError(f"no gradient reaches {self.name}; leave it dense with --skip '{self.name}'")
-        gradient, parameter.grad = parameter.grad, None
+    def gradient(self) -> Tensor:
+        """The gradient [R, C] that backward has left in the layer, in float32."""
+        gradient = self.tensor.grad
+        if gradient is None:
+            raise InputError(f"no gradient reaches {self.name}; leave it dense with --skip '{self.layer}'")
         return self.turn(gradient).float()
 
     @abstractmethod
     def turn(self, weight: Tensor) -> Tensor:
-        """From the layer's layout to [R, C]; the same way leads back."""
+        """A view [R, C] of a tensor in the layer's layout."""
 
     @abstractmethod
-    def tokens(self, inputs: Tensor) -> Tensor:
-        """What enters the matrix [T, C], given what entered the layer."""
+    def tokens(self, inputs: Tensor) -> Iterator[Tensor]:
+        """What enters the matrix, given what entered the layer: x_TC, in one piece or several."""
+
+    @abstractmethod
+    def outputs(self, outputs: Tensor) -> Tensor:
+        """What leaves the layer as [T, R], tokens in the same order."""
 
     @contextmanager
     def observed(self, sink: Sink) -> Iterator[None]:
@@ -96,38 +119,108 @@ class Matrix(ABC):
             handle.remove()
 
 
+class _Linear(Matrix):
+    """A layer that acts on the last dimension."""
+
+    def tokens(self, inputs: Tensor) -> Iterator[Tensor]:
+        yield inputs.reshape(-1, inputs.shape[-1])
+
+    def outputs(self, outputs: Tensor) -> Tensor:
+        return outputs.reshape(-1, outputs.shape[-1])
+
+
 @final
-class LinearMatrix(Matrix):
+class LinearMatrix(_Linear):
     """nn.Linear: weight [out, in], as it is."""
 
     def turn(self, weight: Tensor) -> Tensor:
         return weight
 
-    def tokens(self, inputs: Tensor) -> Tensor:
-        return inputs.reshape(-1, inputs.shape[-1])
-
 
 @final
-class Conv1DMatrix(Matrix):
+class Conv1DMatrix(_Linear):
     """GPT-2's Conv1D: a linear layer that stores its weight as [in, out]."""
 
     def turn(self, weight: Tensor) -> Tensor:
         return weight.T
 
-    def tokens(self, inputs: Tensor) -> Tensor:
-        return inputs.reshape(-1, inputs.shape[-1])
+
+@final
+class ConvMatrix(Matrix):
+    """One group of nn.Conv2d, weight [out, in, kh, kw]: a matrix over the patches of its input channels (im2col)."""
+
+    module: nn.Conv2d
+
+    def __init__(self, layer: str, module: nn.Conv2d, stored: torch.dtype, group: int) -> None:
+        super().__init__(layer, module, stored)
+        self.group = group
+        if module.groups > 1:
+            self.name = f"{layer}[{group}]"
+
+    @property
+    def rows(self) -> slice:
+        each = self.module.out_channels // self.module.groups
+        return slice(self.group * each, (self.group + 1) * each)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.module.groups == self.module.in_channels > 1
+
+    @property
+    def geometry(self) -> Hashable:
+        conv = self.module
+        return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode, conv.groups, self.group
+
+    def turn(self, weight: Tensor) -> Tensor:
+        return weight[self.rows].flatten(1)
+
+    def tokens(self, inputs: Tensor) -> Iterator[Tensor]:
+        """One row for each place of each image, some images at a time."""
+        conv = self.module
+        each = conv.in_channels // conv.groups
+        channels = inputs[:, self.group * each : (self.group + 1) * each]
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        padded = functional.pad(channels, conv._reversed_padding_repeated_twice, mode)
+        patches = padded
+        for dimension in (0, 1):  # a view [B, C, h, w, kh, kw]: nothing is copied yet
+            reach = (conv.kernel_size[dimension] - 1) * conv.dilation[dimension] + 1
+            patches = patches.unfold(2 + dimension, reach, conv.stride[dimension])[..., :: conv.dilation[dimension]]
+        rows = patches.permute(0, 2, 3, 1, 4, 5)
+        of_an_image = 4 * rows[:1].numel()
+        for part in torch.split(rows, max(1, UNFOLDED_BYTES // max(of_an_image, 1))):
+            yield part.reshape(-1, rows.shape[3:].numel())
+
+    def outputs(self, outputs: Tensor) -> Tensor:
+        return outputs[:, self.rows].movedim(1, -1).flatten(0, -2)
 
 
-KINDS: dict[type[nn.Module], type[Matrix]] = {nn.Linear: LinearMatrix, Conv1D: Conv1DMatrix}
+def _linear(layer: str, module: nn.Module, stored: torch.dtype) -> list[Matrix]:
+    return [LinearMatrix(layer, module, stored)]
+
+
+def _conv1d(layer: str, module: nn.Module, stored: torch.dtype) -> list[Matrix]:
+    return [Conv1DMatrix(layer, module, stored)]
+
+
+def _conv(layer: str, module: nn.Module, stored: torch.dtype) -> list[Matrix]:
+    assert isinstance(module, nn.Conv2d)
+    return [ConvMatrix(layer, module, stored, group) for group in range(module.groups)]
+
+
+KINDS: dict[type[nn.Module], Callable[[str, nn.Module, torch.dtype], list[Matrix]]] = {
+    nn.Linear: _linear,
+    Conv1D: _conv1d,
+    nn.Conv2d: _conv,
+}
 
 
 def find_matrices(prefix: str, block: nn.Module, stored: Callable[[str], torch.dtype]) -> list[Matrix]:
     """The prunable layers of a block, in module order. `stored` tells the checkpoint's dtype of a parameter name."""
     found: list[Matrix] = []
     for name, module in block.named_modules(prefix=prefix):
-        for kind, matrix in KINDS.items():
+        for kind, make in KINDS.items():
             if isinstance(module, kind):
-                found.append(matrix(name, module, stored(f"{name}.weight")))
+                found += make(name, module, stored(f"{name}.weight"))
     return found
 
 
@@ -140,6 +233,14 @@ def fused_experts(block: nn.Module) -> list[str]:
         for own, parameter in module.named_parameters(recurse=False)
         if sum(size > 1 for size in parameter.shape) >= 3
     ]
+
+
+def take_gradients(matrices: Collection[Matrix]) -> Iterator[tuple[Matrix, Tensor]]:
+    """The gradients [R, C] that backward has left, float32; they are gone from the layers afterwards."""
+    for matrix in matrices:
+        yield matrix, matrix.gradient()
+    for matrix in matrices:
+        matrix.tensor.grad = None
 
 
 @contextmanager

@@ -28,23 +28,28 @@ Tap = Callable[[nn.Module, bool, int, Tensor], None]
 
 @dataclass(frozen=True)
 class Junction:
-    """T: the `index`-th tensor that enters (or leaves) `module`; scale_R: how T's channels hold the layer's output."""
+    """T: the `index`-th tensor that enters (or leaves) `module`, its channels where `layout` says; scale_R: how they
+    hold the layer's output.
+    """
 
     module: nn.Module
     entering: bool
     index: int
+    layout: int
     scale_R: Tensor
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One tensor as it passed: where, of how many numbers, and its first tokens [TOKENS, channels] in a copy."""
+    """One tensor as it passed: where, of how many numbers, and copies of its first tokens [TOKENS, channels], in every
+    layout it can have.
+    """
 
     module: nn.Module
     entering: bool
     index: int
     size: int
-    values: Tensor
+    values: list[Tensor]
 
 
 def find_junctions(
@@ -70,25 +75,27 @@ def find_junctions(
 
 def _junction(matrix: Matrix, plain: list[_Seen], run: Callable[[], list[_Seen]]) -> Junction | None:
     start = next(i for i, seen in enumerate(plain) if seen.module is matrix.module and not seen.entering)
-    o_TR, size = plain[start].values, plain[start].size
-    noise: list[Tensor] = []
+    found: list[Tensor] = []
 
     def disturb(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         random = torch.Generator().manual_seed(0)
-        whole = torch.randn(output.shape, generator=random).to(output) * o_TR.std()
-        noise[:] = [whole.flatten(0, -2)[:TOKENS]]
-        return output + whole
+        o_TR = matrix.outputs(output)[:TOKENS]
+        noise = torch.randn(output.shape, generator=random).to(output) * o_TR.std()
+        found[:] = [o_TR.clone(), matrix.outputs(noise)[:TOKENS]]
+        return output + noise
 
     handle = matrix.module.register_forward_hook(disturb)
     try:
         moved = run()
     finally:
         handle.remove()
+    o_TR, n_TR = found
     for before, after in zip(plain[start + 1 :], moved[start + 1 :], strict=True):
-        if before.size == size and before.values.shape == o_TR.shape:
-            scale_R = _scale(before.values, after.values, noise[0], o_TR)
-            if scale_R is not None:
-                return Junction(before.module, before.entering, before.index, scale_R)
+        for layout, (T_TR, moved_TR) in enumerate(zip(before.values, after.values, strict=True)):
+            if before.size == plain[start].size and T_TR.shape == o_TR.shape:
+                scale_R = _scale(T_TR, moved_TR, n_TR, o_TR)
+                if scale_R is not None:
+                    return Junction(before.module, before.entering, before.index, layout, scale_R)
     return None
 
 
@@ -106,8 +113,13 @@ def _scale(T_TR: Tensor, moved_TR: Tensor, n_TR: Tensor, o_TR: Tensor) -> Tensor
 
 
 def _note(module: nn.Module, entering: bool, index: int, x: Tensor) -> _Seen:
-    flat = x.reshape(-1, x.shape[-1]) if x.dim() > 1 else x.reshape(1, -1)
-    return _Seen(module, entering, index, x.numel(), flat[:TOKENS].clone())
+    return _Seen(module, entering, index, x.numel(), [tokens[:TOKENS].clone() for tokens in _layouts(x)])
+
+
+def _layouts(x: Tensor) -> list[Tensor]:
+    """The tensor as [T, channels]: with the channels in the last dimension, and, where they can be, in the second."""
+    last = x.reshape(-1, x.shape[-1]) if x.dim() > 1 else x.reshape(1, -1)
+    return [last, x.movedim(1, -1).reshape(-1, x.shape[1])] if x.dim() == 4 else [last]
 
 
 def _floats(tree: Any) -> list[Tensor]:
@@ -144,9 +156,9 @@ def watched(block: nn.Module, junctions: Mapping[Matrix, Junction], sink: Sink) 
         for matrix, junction in junctions.items():
             place = junction.module, junction.entering, junction.index
             if module is matrix.module and not entering:
-                outputs[matrix] = x.reshape(-1, x.shape[-1]).float()
+                outputs[matrix] = matrix.outputs(x).float()
             elif (module, entering, index) == place and matrix in outputs:
-                sink(matrix, x.reshape(-1, x.shape[-1]).float() / junction.scale_R - outputs.pop(matrix))
+                sink(matrix, _layouts(x)[junction.layout].float() / junction.scale_R - outputs.pop(matrix))
 
     def returned(output: Any) -> None:
         for index, x in enumerate(_floats(output)):

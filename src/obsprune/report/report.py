@@ -14,6 +14,7 @@ import torch
 from obsprune import __version__
 from obsprune.engine.rundir import REPORT, RunDir
 from obsprune.errors import InputError
+from obsprune.evaluate.paired import beside, paired
 from obsprune.models.checkpoint import write_text
 from obsprune.models.load import Model
 
@@ -44,6 +45,7 @@ def build_report(
         "model": {
             "source": recipe["model"]["name"],
             "type": model.config.model_type,
+            "kind": model.kind.name,
             "parameters": sum(torch.Size(h.shape).numel() for h in model.checkpoint.headers.values()),
             "compute_dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
@@ -75,14 +77,17 @@ def build_report(
 
 
 def _scores(run: RunDir) -> Report:
-    """{task: {dense: score, pruned: score, ratio}}."""
+    """{task: {dense: score, pruned: score, paired: pruned − dense by item, ratio of perplexities}}."""
     scores: Report = {}
+    items: dict[tuple[str, str], Any] = {}
     for event in run.events:
         if event["kind"] == "score":
-            score = {key: value for key, value in event.items() if key not in ("kind", "task", "who")}
+            score = {key: value for key, value in event.items() if key not in ("kind", "task", "who", "items")}
             scores.setdefault(event["task"], {})[event["who"]] = score
-    for pair in scores.values():
-        pair["ratio"] = pair["pruned"]["perplexity"] / pair["dense"]["perplexity"]
+            items[event["task"], event["who"]] = event["items"]
+    for task, pair in scores.items():
+        pair |= beside(pair["pruned"], pair["dense"])
+        pair["paired"] = paired(items[task, "pruned"], items[task, "dense"])
     return scores
 
 

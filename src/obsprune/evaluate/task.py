@@ -1,0 +1,32 @@
+"""A task: something that a model can be scored on, item by item, so that two models can be compared in pairs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from obsprune.models.load import Model
+from obsprune.progress import Progress
+
+
+@dataclass(frozen=True)
+class Scored:
+    """values: plain values for a report, the metrics by name and the whole protocol; items: {quantity: one value for
+    each document, image or question, in the task's order}, for paired comparisons.
+    """
+
+    values: dict[str, Any]
+    items: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """name: as the user gave it; metric: the headline among the values; protocol: with a `sha256` of the material."""
+
+    name: str
+    metric: str
+    protocol: dict[str, Any]
+
+    @abstractmethod
+    def score(self, model: Model, progress: Progress, who: str) -> Scored:
+        """Runs the model over the task; `who` says in the progress which model it is."""
