@@ -1,9 +1,10 @@
-"""Prunes a model with one component after the other switched on, and prints a Markdown table of perplexities.
+"""Prunes a model with one component after the other switched on, and prints a Markdown table of perplexities, or of
+top-1 accuracies and cross-entropies.
 
     python scripts/ablation.py MODEL --dataset FILE --eval text=FILE [--nsamples 112] [--seqlen 256] [--seeds 3]
-        [--patterns 0.5 2:4 0.7] [--only balanced best]
+        [--patterns 0.5 2:4 0.7] [--only balanced best] [--set KEY=VALUE ...]
 
-Every row is a recipe (settings as --set takes them); the median of the seeds counts.
+Every row is a recipe (settings as --set takes them, those of the command line last); the median of the seeds counts.
 """
 
 from __future__ import annotations
@@ -51,15 +52,26 @@ def settings_of(pattern: str) -> Tree:
     return {"pattern": pattern} if ":" in pattern else {"sparsity": float(pattern)}
 
 
-def measure(row: str, pattern: str, seed: int, base: Tree) -> tuple[float, float]:
-    """(perplexity, seconds without the evaluation) of one run."""
+METRICS = {"perplexity": ["perplexity"], "top1": ["top1", "cross_entropy"]}
+"""What is told of a task, by its headline."""
+
+
+def measure(row: str, pattern: str, seed: int, base: Tree, more: list[str]) -> tuple[list[float], float]:
+    """(scores, seconds without the evaluation) of one run."""
     preset, words = ROWS[row]
-    settings = [parse_setting(word) for word in words]
+    settings = [parse_setting(word) for word in [*words, *more]]
     recipe = make_recipe(*layered(preset, {}, base, settings_of(pattern), {"seed": seed}, *settings))
     with tempfile.TemporaryDirectory() as folder:
         report: dict[str, Any] = prune(recipe, Path(folder) / "out", Silent())
-    score = next(iter(report["evaluation"].values()))["pruned"]["perplexity"]
-    return score, report["seconds"]["total"] - report["seconds"]["evaluation"]
+    score = next(iter(report["evaluation"].values()))["pruned"]
+    return [score[name] for name in METRICS[score["metric"]]], report["seconds"]["total"] - report["seconds"][
+        "evaluation"
+    ]
+
+
+def median(scores: list[list[float]]) -> str:
+    """Of each metric."""
+    return " / ".join(f"{statistics.median(values):.2f}" for values in zip(*scores, strict=True))
 
 
 def main() -> None:
@@ -72,14 +84,17 @@ def main() -> None:
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--patterns", nargs="+", default=["0.5", "2:4", "0.7"])
+    parser.add_argument("--set", nargs="+", default=[])
     parser.add_argument("--only", nargs="+", default=list(ROWS), choices=list(ROWS))
     given = parser.parse_args()
     data = {"dataset": given.dataset, "nsamples": given.nsamples, "seqlen": given.seqlen}
     base = {"model": {"name": given.model}, "data": data, "evaluation": [given.eval]}
     print("| |", " | ".join(given.patterns), "| seconds |\n|---|", "---|" * (len(given.patterns) + 1), sep="")
     for row in given.only:
-        found = [[measure(row, pattern, seed, base) for seed in range(given.seeds)] for pattern in given.patterns]
-        scores = [f"{statistics.median(score for score, _ in runs):.2f}" for runs in found]
+        found = [
+            [measure(row, pattern, seed, base, given.set) for seed in range(given.seeds)] for pattern in given.patterns
+        ]
+        scores = [median([score for score, _ in runs]) for runs in found]
         print(f"| {row} | {' | '.join(scores)} | {statistics.median(s for _, s in found[0]):.0f} |", flush=True)
 
 

@@ -20,16 +20,21 @@ from obsprune.core.patterns import Unstructured
 from obsprune.core.statistics import Gram
 from obsprune.engine.gradients import Sums, gradients, gradients_and_grams, whole_gradients
 from obsprune.engine.inputs import shared_inputs
-from obsprune.engine.place import Committed, OnDevice
+from obsprune.engine.layerwise import Projection
+from obsprune.engine.place import Dense, OnDevice
 from obsprune.engine.rundir import RunDir
+from obsprune.engine.steps import Newton
 from obsprune.engine.teacher import teach
 from obsprune.errors import InputError
+from obsprune.models import matrices
 from obsprune.models.backward import backward_of, reverse_walk
+from obsprune.models.blocks import Block
 from obsprune.models.checkpoint import Checkpoint
-from obsprune.models.data import draw
+from obsprune.models.data import Draw, draw
+from obsprune.models.images import ImageSamples
 from obsprune.models.kinds import Wish
 from obsprune.models.load import Model, load
-from obsprune.models.matrices import Matrix, differentiated
+from obsprune.models.matrices import Matrix, differentiated, find_matrices
 from obsprune.models.residual import find_junctions, watched
 from obsprune.models.samples import Samples
 from obsprune.models.walk import Walk
@@ -57,17 +62,19 @@ def shards(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 
-def drawn(report: dict[str, Any], source: Path) -> tuple[Tensor, Tensor]:
-    """The calibration and the held-out pictures of a run, drawn again and recognised by their hashes."""
-    recipe, model = make_recipe(report["recipe"]), load(str(source))
-    found = draw(model.open(Wish(recipe.data.dataset, 1))[0], 8, 8, recipe.seed, recipe.iters)
-
-    def pixels(samples: Samples, name: str) -> Tensor:
+def drawn(report: dict[str, Any], source: Path) -> Draw:
+    """The pictures of a run, drawn again and recognised by their hashes."""
+    recipe = make_recipe(report["recipe"])
+    found = draw(load(str(source)).open(Wish(str(recipe.data.dataset), 1))[0], 8, 8, recipe.seed, recipe.iters)
+    for samples, name in ((found.calibration, "sha256"), (found.heldout, "heldout_sha256")):
         assert samples.content_hash() == report["data"][name]
-        (batch,) = samples.batches(8, torch.device("cpu"))
-        return batch["pixel_values"]
+    return found
 
-    return pixels(found.calibration, "sha256"), pixels(found.heldout, "heldout_sha256")
+
+def answers(directory: Path, samples: Samples) -> Tensor:
+    """Log-probabilities of 8 pictures, by plain transformers."""
+    (batch,) = samples.batches(8, torch.device("cpu"))
+    return logits(reference_classifier(directory), batch).log_softmax(-1)
 
 
 def stored_keys(model: Model) -> dict[str, str]:
@@ -85,10 +92,13 @@ def check_result(source: Path, output: Path, report: dict[str, Any], weights: se
     assert {k: (t.dtype, t.shape) for k, t in before.items()} == {k: (t.dtype, t.shape) for k, t in after.items()}
     keys = stored_keys(model)
     assert {key for key in before if raw(before[key]) != raw(after[key])} == {keys[name] for name in weights}
-    assert [m["zeros"] for m in report["matrices"]] == [round(0.5 * m["shape"][0] * m["shape"][1]) for m in report["matrices"]]
-    total = sum(int((after[keys[name]] == 0).sum()) for name in weights)
-    assert total == report["sparsity"]["zeros"] == sum(m["zeros"] for m in report["matrices"])
-    overwritten, batch = reference_classifier(source), pixel_batches(1, 4)[0]
+    for matrix in report["matrices"]:
+        assert matrix["zeros"] == round(0.5 * matrix["shape"][0] * matrix["shape"][1])
+    for name in weights:
+        told = sum(m["zeros"] for m in report["matrices"] if m["name"].split("[")[0] == name.removesuffix(".weight"))
+        assert int((after[keys[name]] == 0).sum()) == told
+    overwritten = reference_classifier(source)
+    batch = {"pixel_values": pixel_batches(1, 4)[0]["pixel_values"].to(overwritten.dtype)}
     for name in weights:
         overwritten.get_parameter(name).data.copy_(after[keys[name]])
     expected = logits(overwritten, batch)
@@ -119,7 +129,9 @@ def test_the_walk_is_the_model(zoo: Zoo, family: str) -> None:
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
 def test_gradients_of_the_reverse_walk_are_those_of_autograd(zoo: Zoo, family: str) -> None:
-    """Bit for bit, biases and norms too; but for the key biases of Swin, whose true gradient is 0."""
+    """Bit for bit those of matrices. Vectors are sums, which an order of their own rounds otherwise; and the true
+    gradient of a key's bias is 0.
+    """
     model, batches, found = load(str(zoo(family)), depthwise=True), pixel_batches(3), {}
 
     def loss(key: int, output: Any) -> Tensor:
@@ -139,14 +151,17 @@ def test_gradients_of_the_reverse_walk_are_those_of_autograd(zoo: Zoo, family: s
         plain.get_parameter(name).requires_grad_(True)
     for key, batch in enumerate(batches):
         loss(key, plain(**batch)).backward()
-    assert {f"{layer}.weight" for layer in (*CLASSIFIERS[family].layers, *CLASSIFIERS[family].depthwise)} <= found.keys()
+    assert {
+        f"{layer}.weight" for layer in (*CLASSIFIERS[family].layers, *CLASSIFIERS[family].depthwise)
+    } <= found.keys()
     for name, gradient in found.items():
         expected = plain.get_parameter(name).grad
         if name.endswith("k_proj.bias"):
             torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5)
         else:
             assert gradient.abs().max() > 0
-            assert torch.equal(gradient, expected), name
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+            assert gradient.dim() == 1 or torch.equal(gradient, expected), name
 
 
 # ------------------------------------------------------------------------------------------------ one shot
@@ -192,14 +207,57 @@ def test_a_pattern_that_filters_cannot_have_is_refused_by_name(zoo: Zoo, picture
     assert [m["name"] for m in report["matrices"]] == CLASSIFIERS["mobilenet_v1"].layers
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["vit", "swin", "convnext", "resnet-basic", "mobilenet_v2-tf"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(family, torch.bfloat16) for family in ("vit", "swin", "convnext", "resnet-basic", "mobilenet_v2-tf")]
+    + [(family, torch.float16) for family in ("vit", "resnet-basic")],
+)
 def test_the_stored_dtype_is_kept(zoo: Zoo, pictures: Path, tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     source = zoo(family, dtype)
     report = pruned(source, pictures, tmp_path / "out", evaluation=["heldout"])
     assert {tensor.dtype for tensor in tensors(tmp_path / "out").values()} <= {dtype, torch.int64}
     assert report["model"]["compute_dtype"] == ("bfloat16" if dtype == torch.bfloat16 else "float32")
-    assert report["sparsity"]["reached"] == pytest.approx(0.5, abs=1e-3)
+    check_result(source, tmp_path / "out", report, {f"{layer}.weight" for layer in CLASSIFIERS[family].layers})
+
+
+def test_a_narrower_dtype_rounds_the_pruned_weights_alone(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
+    """Batch norms are as they were stored, to the bit."""
+    source = zoo("resnet-basic")
+    report = pruned(source, pictures, tmp_path / "out", model={"name": str(source), "dtype": "bfloat16"})
+    layers = CLASSIFIERS["resnet-basic"].layers
+    weights = check_result(source, tmp_path / "out", report, {f"{layer}.weight" for layer in layers})
+    assert any("rounded" in warning for warning in report["warnings"])
+    assert all(torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["resnet-basic", "convnext", "swin"])
+def test_rounds_in_bfloat16(zoo: Zoo, pictures: Path, tmp_path: Path, family: str) -> None:
+    report = pruned(zoo(family, torch.bfloat16), pictures, tmp_path / "out", **ROUNDS)
+    first, second = report["rounds"]
+    assert not second["kept"] or second["heldout_kl"] < first["heldout_kl"]
+    assert report["sparsity"]["reached"] == 0.5
+
+
+def test_reestimated_batch_norms(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
+    """What leaves a norm has the mean and the variance it had before the layer was pruned."""
+    source, around = zoo("resnet-basic"), "resnet.encoder.stages.0.layers.0.layer.0"
+    settings = {"skip": [f"^(?!{around})"], "engine": {"reestimate_norms": True}}
+    report = pruned(source, pictures, tmp_path / "out", **settings)
+    moments = []
+    for directory in (source, tmp_path / "out"):
+        model = reference_classifier(directory)
+        model.get_submodule(f"{around}.normalization").register_forward_hook(
+            lambda *call: moments.append(torch.var_mean(call[2], (0, 2, 3)))
+        )
+        logits(model, drawn(report, source).calibration.batches(8, torch.device("cpu"))[0])
+    torch.testing.assert_close(moments[1], moments[0], rtol=1e-3, atol=1e-3)
+    before, after = tensors(source), tensors(tmp_path / "out")
+    own = {f"{around}.convolution.weight"} | {
+        f"resnet.encoder.stages.0.layers.0.layer.{index}.normalization.running_{what}"
+        for index, what in ((0, "mean"), (0, "var"), (1, "mean"), (1, "var"))
+    }
+    assert {key for key in before if raw(before[key]) != raw(after[key])} == own
 
 
 # ------------------------------------------------------------------------------------------------ by hand
@@ -222,7 +280,9 @@ CASES = {
     "1x1 stride 2": Case("resnet-basic", "resnet.encoder.stages.1.layers.0.shortcut.convolution", 2),
     "4 groups, stride 2": Case("regnet", "regnet.encoder.stages.1.layers.0.layer.1.convolution", 2, (1, 1, 1, 1), 4),
     "depthwise 7x7": Case("convnext", "convnext.encoder.stages.1.layers.1.dwconv", 1, (3, 3, 3, 3), 16),
-    "depthwise, padded as TensorFlow does": Case("mobilenet_v2-tf", "mobilenet_v2.layer.0.conv_3x3.convolution", 2, (0, 1, 0, 1), 48),
+    "depthwise, padded as TensorFlow does": Case(
+        "mobilenet_v2-tf", "mobilenet_v2.layer.0.conv_3x3.convolution", 2, (0, 1, 0, 1), 48
+    ),
 }  # fmt: skip
 
 
@@ -235,7 +295,7 @@ def test_sparsegpt_by_hand(zoo: Zoo, pictures: Path, tmp_path: Path, name: str) 
     model, inputs = reference_classifier(source), []
     around = model.get_submodule(case.layer.rpartition(".")[0])
     around.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    logits(model, {"pixel_values": drawn(report, source)[0]})
+    logits(model, drawn(report, source).calibration.batches(8, torch.device("cpu"))[0])
     weight = model.get_submodule(case.layer).weight.data
     padded = functional.pad(inputs[0], case.pad)
     patches = functional.unfold(padded, weight.shape[2:], stride=case.stride).transpose(1, 2).flatten(0, 1)
@@ -251,6 +311,18 @@ def test_sparsegpt_by_hand(zoo: Zoo, pictures: Path, tmp_path: Path, name: str) 
     torch.testing.assert_close(ours, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_patches_in_many_pieces(zoo: Zoo, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image at a time: sums in another order, and the stream that belongs to each place."""
+    for name, bound in (("whole", matrices.UNFOLDED_BYTES), ("pieces", 1)):
+        monkeypatch.setattr(matrices, "UNFOLDED_BYTES", bound)
+        pruned(zoo("resnet-basic"), pictures, tmp_path / name, target="stream")
+    whole, pieces = tensors(tmp_path / "whole"), tensors(tmp_path / "pieces")
+    different = sum(int(((whole[key] == 0) != (pieces[key] == 0)).sum()) for key in whole)
+    assert different <= 10
+    first = f"{next(iter(CLASSIFIERS['resnet-basic'].blocks))}.layer.1.convolution.weight"  # writes to the stream
+    torch.testing.assert_close(whole[first], pieces[first], rtol=1e-3, atol=1e-4)
+
+
 def test_compensated_biases_keep_the_mean_of_every_channel(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
     """Of grouped convolutions, too, where a matrix has one of the layer's biases."""
     source, layer = zoo("convnext"), "convnext.encoder.stages.0.layers.0.dwconv"
@@ -262,7 +334,7 @@ def test_compensated_biases_keep_the_mean_of_every_channel(zoo: Zoo, pictures: P
     for directory in (source, tmp_path / "out", tmp_path / "plain"):
         model = reference_classifier(directory)
         model.get_submodule(layer).register_forward_hook(lambda *call: means.append(call[2].mean((0, 2, 3))))
-        logits(model, {"pixel_values": drawn(report, source)[0]})
+        logits(model, drawn(report, source).calibration.batches(8, torch.device("cpu"))[0])
     torch.testing.assert_close(means[1], means[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(means[2], means[0], rtol=1e-2, atol=1e-3)
     before, after = tensors(source), tensors(tmp_path / "out")
@@ -281,7 +353,7 @@ WRITERS: dict[str, list[set[str]]] = {
     "resnet-bottleneck": [{"layer.2.convolution", "shortcut.convolution"}] * 2 + [{"layer.2.convolution"}],
     "regnet": [{"layer.3.convolution", "shortcut.convolution"}] * 2 + [{"layer.3.convolution"}],
     "mobilenet_v1": [set()] * 26,
-    **{name: [{"reduce_1x1.convolution"} if adds else set() for adds in map(int, "0101101110110110")]
+    **{name: [{"reduce_1x1.convolution"} if adds else set() for adds in map(int, "0101101110111110")]
        for name in ("mobilenet_v2", "mobilenet_v2-tf")},
 }  # fmt: skip
 
@@ -331,6 +403,30 @@ def stream_before(stop: Any, matrix: Matrix, junction: Any, factor: float) -> Te
     return h_TR
 
 
+class Adding(nn.Module):
+    """A parallel block that adds to a layer's output in place, as Falcon does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, h: Tensor) -> Tensor:
+        output = self.down(h.relu())
+        output += self.attention(h.tanh())
+        return h + output
+
+
+def test_an_output_that_is_added_to_in_place() -> None:
+    block, h = Adding().requires_grad_(False), torch.randn(3, 5, 8)
+    (matrix,) = find_matrices("down", block.down, lambda name: torch.float32)
+    junctions = find_junctions(block, [matrix], ((h,), {}))
+    seen: list[Tensor] = []
+    with watched(block, junctions, lambda _, stream: seen.append(stream)) as returned:
+        returned(block(h))
+    torch.testing.assert_close(seen[0], (h + block.attention(h.tanh())).flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
 def test_who_shares_an_input(zoo: Zoo) -> None:
     """A shortcut shares its input with the first layer, and its Gram only where both look at it alike."""
     for family, expected in (
@@ -365,74 +461,93 @@ def test_rounds_with_corrected_targets_and_matching(zoo: Zoo, pictures: Path, tm
     best = second if second["kept"] else first
     assert best["heldout_kl"] <= first["heldout_kl"]
     assert second["fresh"] and not report["warnings"]
-    student, teacher = (
-        logits(reference_classifier(path), {"pixel_values": drawn(report, source)[1]}).log_softmax(-1)
-        for path in (output, source)
-    )
+    student, teacher = (answers(path, drawn(report, source).heldout) for path in (output, source))
     divergence = float((teacher.exp() * (teacher - student)).sum() / 8)
     assert divergence == pytest.approx(best["heldout_kl"], rel=1e-3)
     assert best["told"]["agreement"] == float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
     assert any(matrix["correction"] > 0 for matrix in report["matrices"])
-    assert {m["name"] for m in report["matrices"] if m["residual"]} == {
-        f"{block}.{layer}" for block, layers in zip(CLASSIFIERS[family].blocks, WRITERS[family], strict=True) for layer in layers
-    }
+    writers = zip(CLASSIFIERS[family].blocks, WRITERS[family], strict=True)
+    named = {f"{block}.{layer}" for block, layers in writers for layer in layers}
+    assert {matrix["name"] for matrix in report["matrices"] if matrix["residual"]} == named
     before, after, model = tensors(source), tensors(output), load(str(source))
     keys = stored_keys(model)
     for layer in CLASSIFIERS[family].layers:
         weight = after[keys[f"{layer}.weight"]]
-        assert int((weight == 0).sum()) == sum(m["zeros"] for m in report["matrices"] if m["name"].split("[")[0] == layer)
-    tunable = {keys[name] for block in model.blocks for name in block.tunable}
+        zeros, told = (
+            int((weight == 0).sum()),
+            [m["zeros"] for m in report["matrices"] if m["name"].split("[")[0] == layer],
+        )
+        assert zeros == sum(told)
+        assert zeros == round(0.5 * weight.numel())  # also where no picture of the second round wakes an input
     changed = {key for key in before if raw(before[key]) != raw(after[key])}
-    assert changed <= tunable and len(changed) > len(CLASSIFIERS[family].layers)
+    weights = {keys[f"{layer}.weight"] for layer in CLASSIFIERS[family].layers}
+    vectors = {keys[name] for block in model.blocks for name in block.vectors}
+    assert weights <= changed <= weights | vectors
+    assert bool(changed & vectors) == any(block["best"] for block in report["matching"])
 
 
+@pytest.mark.slow
 def test_on_disk_and_in_memory_the_same_bytes(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
     for memory in ("device", "disk"):
-        settings = ROUNDS | {"rounds": {"steps": 2, "memory": memory}}
-        pruned(zoo("regnet"), pictures, tmp_path / memory, **settings)
+        pruned(zoo("regnet"), pictures, tmp_path / memory, iters=2, rounds={"steps": 2, "memory": memory})
     assert shards(tmp_path / "device") == shards(tmp_path / "disk")
 
 
 def test_gradients_of_the_divergence(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
-    """Of every group of a convolution; by the reverse walk, with whole graphs, and in chunks with Grams: the same bits."""
-    source = zoo("regnet")
-    report = pruned(source, pictures, tmp_path / "out")
-    model = load(str(source))
-    samples = draw(model.open(Wish(str(pictures), 1))[0], 8, 8, 0).calibration
-    weights = Committed(RunDir.open(tmp_path / "out", source, force=True)) if False else None
-    assert report and weights is None
-    place, found = OnDevice(model), []
-    sparse = load(str(tmp_path / "out"))
-
-    class Sparse(Committed):
-        pass
-
+    """Of every group of a convolution; by the reverse walk, with whole graphs, in chunks with Grams: the same bits."""
+    source, output = zoo("regnet"), tmp_path / "out"
+    samples = drawn(pruned(source, pictures, output), source).heldout
+    model, sparse, found = load(str(source)), load(str(output)), []
+    place = OnDevice(model)
     with place.opened():
-        lesson = teach(place, samples, 4)
-        source_of = {block.name: block.weights() for block in sparse.blocks}
+        weights, lesson = place.store("sparse"), teach(place, samples, 4)
+        for block, other in zip(model.blocks, sparse.blocks, strict=True):
+            weights.put(block, other.weights())
 
-        class Weights:
-            def get(self, block: Any) -> dict[str, Tensor]:
-                return source_of[block.name]
+        def done(block: Block, sums: Sums) -> None:
+            found[-1].update(sums.gradients)
 
         for way in (gradients, whole_gradients):
-            seen: dict[str, Tensor] = {}
-            way(lesson, range(2), Weights(), lambda block: Sums(), lambda block, sums, seen=seen: seen.update(sums.gradients))
-            found.append(seen)
-        seen = {}
-        gradients_and_grams(lesson, 1, Weights(), lambda block, sums: seen.update(sums.gradients))
-        found.append(seen)
-    pixels = samples.batches(8, torch.device("cpu"))[0]
-    student = reference_classifier(tmp_path / "out").requires_grad_(True)
-    t = logits(reference_classifier(source), pixels).log_softmax(-1)
-    (t.exp() * (t - student(**pixels).logits.log_softmax(-1))).sum().backward()
+            found.append({})
+            way(lesson, range(2), weights, lambda block: Sums(), done)
+        found.append({})
+        gradients_and_grams(lesson, 1, weights, done)
+    student, (batch,) = reference_classifier(output), samples.batches(8, torch.device("cpu"))
+    t, s = answers(source, samples), student(**batch).logits.log_softmax(-1)
+    (t.exp() * (t - s)).sum().backward()
     for matrix in model.matrices:
         expected = student.get_parameter(matrix.parameter).grad[matrix.rows].flatten(1)
+        assert expected.abs().max() > 0
         torch.testing.assert_close(found[0][matrix.name], expected, rtol=1e-3, atol=1e-4)
         assert all(torch.equal(found[0][matrix.name], other[matrix.name]) for other in found[1:])
 
 
-# ------------------------------------------------------------------------------------------------ again, and after a kill
+def test_compensated_biases_of_a_candidate(zoo: Zoo, pictures: Path) -> None:
+    """In a round, too, every filter has its own of the layer's biases: the means are those of the dense layer."""
+    source = zoo("convnext")
+    model, plain = load(str(source), depthwise=True), reference_classifier(source)
+    samples = model.open(Wish(str(pictures), 1))[0].sample(8, torch.Generator().manual_seed(0)).take(range(8))
+    solver = build("sparsegpt", {"compensate": True})
+    projection = Projection(solver, {matrix.name: Unstructured(0.5) for matrix in model.matrices})
+    place = OnDevice(model)
+    with place.opened():
+        (candidate,) = Newton().candidates(Dense(), teach(place, samples, 8), projection, [0.0], Silent())
+    (batch,) = samples.batches(8, torch.device("cpu"))
+    for block, layer in zip(model.blocks, CLASSIFIERS["convnext"].depthwise, strict=True):
+        conv, inputs, found = plain.get_submodule(layer), [], candidate.weights.get(block)
+        handle = conv.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0]))
+        logits(plain, batch)
+        handle.remove()
+        filters = torch.cat([found[f"{layer}[{index}]"] for index in range(conv.groups)])
+        assert int((filters == 0).sum()) == conv.groups * round(0.5 * 49)
+        own = functional.conv2d(
+            inputs[0], filters.view_as(conv.weight), found[f"{layer}.bias"], padding=3, groups=conv.groups
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(own.mean((0, 2, 3)), conv(inputs[0]).mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ again
 
 
 @pytest.mark.parametrize("family", ["swin", "mobilenet_v1"])
@@ -501,20 +616,14 @@ def test_scores_of_a_result(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
     """On the pictures that were kept apart, and on all of them by name."""
     source, output = zoo("vit"), tmp_path / "out"
     report = pruned(source, pictures, output, evaluation=["heldout", f"imagenet={pictures}"])
-    _, held = drawn(report, source)
-    classes = [held_class(report, source, index) for index in range(8)]
+    held = drawn(report, source).heldout
+    assert isinstance(held, ImageSamples)
     for who, path in (("dense", source), ("pruned", output)):
-        right = logits(reference_classifier(path), {"pixel_values": held}).argmax(-1) == torch.tensor(classes)
+        right = answers(path, held).argmax(-1) == torch.tensor(held.classes)
         assert report["evaluation"]["heldout"][who]["top1"] == pytest.approx(100 * float(right.float().mean()))
         assert report["evaluation"][f"imagenet={pictures}"][who]["images"] == 24
     again = evaluate_checkpoint(str(output), [], Silent())["tasks"]
     assert again["heldout"]["model"]["top1"] == report["evaluation"]["heldout"]["pruned"]["top1"]
-
-
-def held_class(report: dict[str, Any], source: Path, index: int) -> int | None:
-    recipe = make_recipe(report["recipe"])
-    held = draw(load(str(source)).open(Wish(recipe.data.dataset, 1))[0], 8, 8, recipe.seed).heldout
-    return held.classes[index]
 
 
 # ------------------------------------------------------------------------------------------------ the wrong kind
@@ -522,9 +631,9 @@ def held_class(report: dict[str, Any], source: Path, index: int) -> int | None:
 
 @pytest.mark.parametrize("name", ["mmlu", "mmlu=/tmp", "text=/tmp/x.txt", "wikitext2", "c4"])
 def test_text_tasks_of_a_classifier(zoo: Zoo, pictures: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"task {name} is text and a vit model reads images"):
+    with pytest.raises(InputError, match=f"task {name} .*text and a vit model reads images"):
         pruned(zoo("vit"), pictures, tmp_path / "out", evaluation=[name])
-    with pytest.raises(InputError, match=f"task {name} is text and a vit model reads images"):
+    with pytest.raises(InputError, match=f"task {name} .*text and a vit model reads images"):
         evaluate_checkpoint(str(zoo("vit")), [name], Silent())
     assert not (tmp_path / "out").exists()
 
@@ -534,9 +643,9 @@ def test_a_language_model_given_images(zoo: Zoo, pictures: Path, tokens: Path, t
     with pytest.raises(InputError, match=f"{images} are images and a llama model reads text; give text or token ids"):
         pruned(zoo("llama"), pictures, tmp_path / "out")
     data = {"dataset": str(tokens), "nsamples": 8, "seqlen": 32, "heldout": 8}
-    with pytest.raises(InputError, match=f"task {images} is images and a llama model reads text"):
+    with pytest.raises(InputError, match=f"task {images} .*images and a llama model reads text"):
         pruned(zoo("llama"), pictures, tmp_path / "out", data=data, evaluation=[images])
-    with pytest.raises(InputError, match=f"task {images} is images and a llama model reads text"):
+    with pytest.raises(InputError, match=f"task {images} .*images and a llama model reads text"):
         evaluate_checkpoint(str(zoo("llama")), [images], Silent())
 
 
@@ -548,7 +657,7 @@ def test_a_classifier_given_text(zoo: Zoo, tokens: Path, tmp_path: Path) -> None
         (str(tokens), "is neither a folder of images nor a labels file"),
         (str(text), r"story\.txt line 1 names the image Once, which is not there .* a labels file has a path"),
         (str(tmp_path), "holds no images"),
-        ("c4", "give a folder of images or a labels file"),
+        ("c4", "c4 is text and a vit model reads images; give --dataset imagenet=PATH"),
     ):
         with pytest.raises(InputError, match=says):
             pruned(zoo("vit"), text, tmp_path / "out", data={"dataset": dataset, "nsamples": 4, "heldout": 4})

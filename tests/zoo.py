@@ -339,13 +339,13 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A labels file beside 24 small images of many sizes, JPEG and PNG, colour and grey, with classes 0 to 9."""
+    """A labels file beside 24 small images of many odd sizes, JPEG and PNG, colour and grey, with classes 0 to 9."""
     folder = tmp_path_factory.getbasetemp() / "pictures"
     if not folder.is_dir():
         folder.mkdir()
         generator, lines = np.random.default_rng(0), []
         for index in range(24):
-            height, width = (int(side) for side in generator.integers(33, 71, 2))
+            height, width = (2 * int(half) + 1 for half in generator.integers(16, 36, 2))
             picture = Image.fromarray(smooth(generator, height, width))
             name = f"{index:02}.{'png' if index % 3 else 'jpg'}"
             (picture.convert("L") if index % 5 == 0 else picture).save(folder / name)

@@ -51,7 +51,7 @@ def prune(
         progress.notice(notice)
     tasks = plan_tasks(plan, progress)
     model, recipe = plan.model, plan.recipe
-    small = model.kind.small(plan.draw.calibration.take([0]).batches(1, model.device)[0])
+    small = model.kind.small(model.batches(plan.draw.calibration.take([0]), 1)[0])
     check_walk(model, small, progress)
     if recipe.iters > 1:
         check_gradients(model, small)
@@ -104,7 +104,7 @@ def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
         place = choose_place(model, recipe.rounds.memory, 2 * model.dtype.itemsize, run.scratch)
         with place.opened():
             judge = teach(place, plan.draw.heldout, judged_at_once(plan))
-        parts = plan.draw.calibration.batches(plan.batch_size, model.device)
+        parts = model.batches(plan.draw.calibration, plan.batch_size)
         assert recipe.sparsity is not None
         probe = Probe(place, recipe.make_solver(), recipe.sparsity, parts, judge, progress)
         event = choose(recipe.rules, probe, lambda patterns, trial: one_shot(plan, patterns, trial, progress), run)
@@ -202,8 +202,8 @@ def _comparable(other: Model, model: Model, name: str) -> Model:
     """Raises InputError when the two do not answer the same questions."""
     if other.kind is not model.kind or other.classes != model.classes:
         raise InputError(
-            f"{name} is a {model.kind.name} with {model.classes} outputs and {other.directory} a {other.kind.name} "
-            f"with {other.classes}; their scores cannot be compared"
+            f"{name} ({model.kind.name}, {model.classes} outputs) and {other.directory} ({other.kind.name}, "
+            f"{other.classes} outputs) do not answer the same questions; their scores cannot be compared"
         )
     return other
 
@@ -229,13 +229,7 @@ def recorded_recipe(directory: Path) -> Recipe | None:
 
 
 def inspect_result(directory: Path) -> dict[str, Any]:
-    """The report's matrices with the dtype that the files' headers say; no weight is read. Raises InputError."""
+    """The report's matrices, of a result whose files are all there; no weight is read. Raises InputError."""
     report = read_report(directory)
-    checkpoint = Checkpoint.open(directory)
-    stored = {(header.dtype, header.shape) for header in checkpoint.headers.values()}
-    kinds = {shape: str(dtype).removeprefix("torch.") for dtype, shape in stored}
-    matrices = [
-        matrix | {"dtype": kinds.get(tuple(matrix["shape"])) or kinds.get(tuple(reversed(matrix["shape"])), "?")}
-        for matrix in report["matrices"]
-    ]
-    return {"output": str(directory), "sparsity": report["sparsity"], "matrices": matrices}
+    Checkpoint.open(directory)
+    return {"output": str(directory), "sparsity": report["sparsity"], "matrices": report["matrices"]}

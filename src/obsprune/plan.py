@@ -11,7 +11,6 @@ import torch
 
 from obsprune import __version__
 from obsprune.core.patterns import Pattern
-from obsprune.core.targets import MOST
 from obsprune.engine.streams import OneStream, Streams, TwoStreams
 from obsprune.errors import InputError
 from obsprune.evaluate.tasks import check_name
@@ -43,14 +42,14 @@ def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
         if task != "none":
             check_name(task)  # before anything is loaded
     model = open_model(recipe, token)
-    recipe = suited(recipe, model.kind)
+    asked, recipe = recipe, suited(recipe, model.kind)
     patterns = uniform_patterns(recipe, model)
     drawn, notices = draw_samples(recipe, model)
     if recipe.is_judged:
         check_judges(drawn)
     if (recipe.iters > 1 or recipe.rules) and model.kind.positional:
         _ = model.head  # or InputError
-    return Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, model)])
+    return Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, asked, model)])
 
 
 def suited(recipe: Recipe, kind: Kind) -> Recipe:
@@ -58,7 +57,9 @@ def suited(recipe: Recipe, kind: Kind) -> Recipe:
     data = recipe.data
     nsamples = kind.nsamples if data.nsamples is None else data.nsamples
     heldout = kind.heldout if data.heldout is None else data.heldout
-    return replace(recipe, data=replace(data, nsamples=nsamples, heldout=heldout))
+    free = recipe.correction is None and recipe.target != "own"
+    correction = kind.correction if free else recipe.correction
+    return replace(recipe, data=replace(data, nsamples=nsamples, heldout=heldout), correction=correction)
 
 
 def uniform_patterns(recipe: Recipe, model: Model) -> dict[str, Pattern]:
@@ -74,11 +75,15 @@ def uniform_patterns(recipe: Recipe, model: Model) -> dict[str, Pattern]:
     return {matrix.name: pattern for matrix in model.matrices}
 
 
-def remarks(recipe: Recipe, model: Model) -> list[str]:
+def remarks(recipe: Recipe, asked: Recipe, model: Model) -> list[str]:
     """Notices: what was asked for and does not apply, or costs precision."""
     notices = {
         f"all matrices get the same share of zeros: allocation is for unstructured from {recipe.allocation.least:g} up":
             bool(recipe.allocation.rules) and not recipe.rules,
+        "correction does nothing: the target is a layer's own output": asked.correction is not None
+            and recipe.target == "own",
+        "engine.reestimate_norms does nothing: no batch norm in the blocks": recipe.engine.reestimate_norms
+            and not any(block.statistics for block in model.blocks),
         "solver.compensate does nothing: no layer to prune has a bias":
             recipe.solver["compensate"] and all(matrix.bias is None for matrix in model.matrices),
         f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it":
@@ -147,14 +152,14 @@ def default_dataset(recipe: Recipe, model: Model) -> str:
 
 def make_streams(plan: Plan) -> Streams:
     """The calibration batches, in the pruned model alone or in the dense one too."""
-    recipe, size, device = plan.recipe, plan.batch_size, plan.model.device
+    recipe, size, model = plan.recipe, plan.batch_size, plan.model
     if recipe.matching.passes:  # every step of a pass has a batch of its own
         size = min(size, max(1, len(plan.draw.calibration) // recipe.matching.steps))
-    parts = plan.draw.calibration.batches(size, device)
+    parts = model.batches(plan.draw.calibration, size)
     if recipe.target == "own" and not recipe.matching.passes:
         return OneStream(parts, recipe.engine.true_sequential)
-    judges = plan.draw.heldout.batches(size, device)
-    most = MOST if recipe.target != "own" else 0.0
+    judges = model.batches(plan.draw.heldout, size)
+    most = recipe.correction or 0.0 if recipe.target != "own" else 0.0
     return TwoStreams(parts, judges, recipe.solver.get("damping", 0.01), recipe.target == "stream", most)
 
 

@@ -81,5 +81,5 @@ def test_bad_tasks(zoo: Zoo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         save_file({"input_ids": rows}, tmp_path / "rows.safetensors")
         with pytest.raises(InputError, match=says):
             text_task(f"text={tmp_path / 'rows.safetensors'}", model, 8)
-    with pytest.raises(InputError, match="is images and a llama model reads text"):
+    with pytest.raises(InputError, match="consists of images and a llama model reads text"):
         make_task(f"imagenet={tmp_path}", Setting(model, 8, lambda: (TokenSamples(token_rows(1)), "")))

@@ -218,6 +218,18 @@ def test_layers_are_found_in_module_order_and_nothing_else() -> None:
     assert asked == ["block.a.0.weight", "block.a.2.weight", "block.d.weight"]
 
 
+def test_a_convolution_that_changes_its_weight_on_the_way_is_left_out() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return self._conv_forward(input, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+    class Renamed(nn.Conv2d):
+        pass
+
+    block = nn.ModuleDict({"a": Standardised(4, 4, 3), "b": Renamed(4, 4, 3)})
+    assert [matrix.name for matrix in find_matrices("block", block, lambda name: torch.float32)] == ["block.b"]
+
+
 def test_experts_are_three_dimensional_parameters_outside_convolutions() -> None:
     block = nn.ModuleDict({"conv": nn.Conv2d(2, 2, 3), "wide": nn.Conv1d(2, 2, 3), "linear": nn.Linear(2, 2)})
     assert fused_experts(block) == []

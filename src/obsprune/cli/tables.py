@@ -191,7 +191,16 @@ def _protocols(scores: dict[str, Any]) -> list[Table]:
     """How each task was measured, one line each."""
     table = _table("protocol", ["", ""], left=2)
     for task, entry in scores["tasks"].items():
-        told = ("join", "num_fewshot", "img_size", "crop_pct", "interpolation", "images_per_second")
+        told = (
+            "join",
+            "num_fewshot",
+            "requests",
+            "truncated_requests",
+            "img_size",
+            "crop_pct",
+            "interpolation",
+            "images_per_second",
+        )
         facts = {key: entry["model"][key] for key in told if entry["model"].get(key) is not None}
         _row(table, short(task), ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
     return [table]

@@ -3,8 +3,9 @@ shrunk. Here they are moved so that what leaves each norm has the mean and the v
 pruned.
 
 Measured on the same inputs with the block's dense and pruned weights: m, v the mean and variance of what enters the
-norm, μ, σ² its statistics. (x − μ)/σ keeps mean and variance when σ'² = σ² v'/v and μ' = m' − (m − μ) σ'/σ. Where the
-statistics are the data's own (μ = m, σ² = v) this is plain re-estimation; it also holds for norms folded into weights.
+norm, μ, σ² its statistics, ε its own constant. (x − μ)/√(σ² + ε) keeps mean and variance when r = v'/v,
+σ'² + ε = r (σ² + ε) and μ' = m' − (m − μ) √r. Where the statistics are the data's own (μ = m, σ² = v) this is plain
+re-estimation; it also holds for norms folded into weights.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ class Renorm:
         for norm, (m, v) in self.before.items():
             now_m, now_v = _moments(stop, norm, self.keys)
             mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-            scale = torch.where((v > 0) & (now_v > 0), now_v / v, torch.ones_like(v))
-            moved = now_m - (m - mean.double()) * scale.sqrt()
-            mean.copy_(moved.to(mean.dtype))
-            variance.copy_((variance.double() * scale).to(variance.dtype))
+            r = torch.where((v > 0) & (now_v > 0), now_v / v, torch.ones_like(v))
+            epsilon = float(getattr(norm, "eps", 0.0))
+            mean.copy_(now_m - (m - mean.double()) * r.sqrt())
+            variance.copy_((r * (variance.double() + epsilon) - epsilon).clamp_min(0))
 
 
 def _moments(stop: Stop, norm: nn.Module, keys: Iterable[int]) -> Moments:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from obsprune.errors import InputError, WalkMismatch
+from obsprune.errors import InputError, WalkMismatch, first_line
 from obsprune.models.backward import Visit, backward_of, reverse_walk
 from obsprune.models.load import Model
 from obsprune.models.matrices import Matrix, differentiated, observed, take_gradients
@@ -25,7 +25,10 @@ def check_walk(model: Model, batch: Mapping[str, Tensor], progress: Progress) ->
     """
     progress.stage("checking the model", len(model.blocks))
     with observed(model.matrices, _finite), model.lazily_loaded(), torch.no_grad():
-        plain = model.network(**batch).logits
+        try:
+            plain = model.network(**batch).logits
+        except ValueError as error:  # images of another size than the model's
+            raise InputError(f"a {model.config.model_type} model refuses its input: {first_line(error)}") from error
     walked: list[Any] = []
     with Walk(
         model.network, [b.module for b in model.blocks], [batch], lambda _, out: walked.append(out.logits)

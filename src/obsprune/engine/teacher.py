@@ -163,7 +163,7 @@ class Lesson:
 def teach(place: Place, samples: Samples, size: int) -> Lesson:
     """Walks the dense model over some samples, `size` in a batch."""
     model = place.model
-    batches = samples.batches(size, model.device)
+    batches = model.batches(samples, size)
     memory: Memory = HiddenStates(model.head) if model.kind.positional else Logits()
     crossing = 0
     walk = Walk(model.network, [block.module for block in model.blocks], batches, memory.answered)

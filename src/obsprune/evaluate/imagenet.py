@@ -60,7 +60,7 @@ class ImageNetTask(Task):
             raise InputError(f"none of {len(self.samples):,} images of {self.name} can be read: {some(stream.damaged)}")
         speed = {"images_per_second": round(len(ranks) / (time.perf_counter() - began), 1)}
         values = {"metric": self.metric, **_metrics(ranks, losses), **_facts(model, stream.damaged), **speed}
-        items = {"top1": [float(rank == 0) for rank in ranks], "cross_entropy": losses}
+        items = {"top1": [100.0 * (rank == 0) for rank in ranks], "cross_entropy": losses}
         return Scored({**self.protocol, **values}, items)
 
 

@@ -48,7 +48,7 @@ def row_losses(model: Model, samples: Samples, progress: Progress, title: str) -
     exceed the memory.
     """
     size = max(1, min(64, LOGIT_BYTES // (4 * samples.positions * model.classes)))
-    parts = samples.batches(size, model.device)
+    parts = model.batches(samples, size)
     losses: dict[int, Tensor] = {}
     progress.stage(title, len(model.blocks))
 

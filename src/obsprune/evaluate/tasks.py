@@ -59,7 +59,9 @@ def make_task(name: str, setting: Setting) -> Task:
     suits, make = MAKERS.get(head, ("text", _harness))
     model = setting.model
     if suits not in ("any", model.kind.reads):
-        raise InputError(f"task {name} is {suits} and a {model.config.model_type} model reads {model.kind.reads}")
+        raise InputError(
+            f"task {name} consists of {suits} and a {model.config.model_type} model reads {model.kind.reads}"
+        )
     return make(name, setting)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 from obsprune.core.losses import cross_entropy, next_token_nll, perplexity
 from obsprune.errors import InputError, first_line
-from obsprune.models.corpora import Reading, open_corpus
+from obsprune.models.corpora import NAMED, Reading, open_corpus
 from obsprune.models.images import Labels, load_processor, open_images
 from obsprune.models.samples import Batch, Source
 
@@ -32,8 +32,9 @@ class Wish:
 
 class Kind(ABC):
     """name: what such a model is called; reads: text or images; auto: the transformers class that makes one; dataset:
-    calibration where none is named; nsamples, heldout: how much of it where no number is given; tasks: evaluated where
-    none is named; positional: whether there is a prediction for every token: too many logits to keep.
+    calibration where none is named; nsamples, heldout: how much of it where no number is given; correction: how far
+    targets are moved at most (README, "Corrected targets"); tasks: evaluated where none is named; positional: whether
+    there is a prediction for every token: too many logits to keep.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Kind(ABC):
     tasks: tuple[str, ...]
     nsamples: int
     heldout: int
+    correction: float
     positional: bool
 
     @abstractmethod
@@ -85,7 +87,7 @@ class CausalLM(Kind):
     name, reads = "causal language model", "text"
     auto = AutoModelForCausalLM
     dataset = "c4"
-    nsamples, heldout = 128, 16
+    nsamples, heldout, correction = 128, 16, 0.75
     tasks = ("heldout", "wikitext2")
     positional = True
 
@@ -138,7 +140,7 @@ class ImageClassifier(Kind):
     name, reads = "image classifier", "images"
     auto = AutoModelForImageClassification
     dataset = None
-    nsamples, heldout = 512, 64
+    nsamples, heldout, correction = 512, 64, 0.35
     tasks = ("heldout",)
     positional = False
 
@@ -152,9 +154,12 @@ class ImageClassifier(Kind):
         return load_processor(directory)
 
     def open(self, wish: Wish, config: Any, processor: Callable[[], Any]) -> tuple[Source, list[str]]:
+        if wish.name in NAMED:
+            raise InputError(
+                f"{wish.name} is text and a {config.model_type} model reads images; give --dataset imagenet=PATH"
+            )
         path = wish.name.removeprefix(IMAGES)
-        source = open_images(path, processor(), Labels(config), wish.split)
-        return source, []
+        return open_images(path, processor(), Labels(config), wish.split), []
 
     def predictions(self, batch: Batch) -> int:
         return len(batch["pixel_values"])

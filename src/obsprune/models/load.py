@@ -32,9 +32,11 @@ from obsprune.models.checkpoint import CONFIG, SIDE_FILES, Checkpoint
 from obsprune.models.kinds import Kind, Wish, head_of, kind_of
 from obsprune.models.matrices import Matrix, find_matrices, fused_experts
 from obsprune.models.names import module_names
-from obsprune.models.samples import Source
+from obsprune.models.samples import Batch, Samples, Source
 
 DEMO = "demo"
+RUNNING = ("running_mean", "running_var")
+"""Statistics of norms, without which a model is not whole."""
 META_LAYOUT = re.compile(r"meta-llama/Llama-2-\d+b(-chat)?")
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,6 +85,13 @@ class Model:
     def open(self, wish: Wish) -> tuple[Source, list[str]]:
         """A source of samples for this model, and what the user should know about it. Raises InputError."""
         return self.kind.open(wish, self.config, lambda: self.processor)
+
+    def batches(self, samples: Samples, size: int) -> list[Batch]:
+        """Keyword arguments of the network, `size` samples each, on its device and in its dtype."""
+        return [
+            {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in batch.items()}
+            for batch in samples.batches(size, self.device)
+        ]
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
@@ -238,7 +247,13 @@ def choose_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> to
 def _skeleton(kind: Kind, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     config.use_cache = config.get_text_config().use_cache = False  # a cache would grow each time a block is run again
     with init_empty_weights(include_buffers=False):  # buffers no checkpoint holds (rotary frequencies) stay real
-        network: Any = kind.auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        try:
+            network: Any = kind.auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        except (TypeError, ImportError) as error:  # several classes for one config and none named; a package is missing
+            raise InputError(
+                f"transformers cannot make a {config.model_type} model of this config ({first_line(error)}); "
+                "name its class as `architectures` there, or install what it asks for"
+            ) from error
     return network.eval().requires_grad_(False)
 
 
@@ -252,7 +267,8 @@ def _block(prefix: str, module: nn.Module, checkpoint: Checkpoint, names: dict[s
     experts = fused_experts(module)
     if experts:
         raise InputError(f"{prefix}.{experts[0]} holds the experts of a mixture; such models are not supported yet")
-    require(checkpoint.directory, prefix, {name for name, _ in module.named_parameters()} - set(keys.values()))
+    needed = {name for name, _ in module.named_parameters()} | {name for name in own if name.endswith(RUNNING)}
+    require(checkpoint.directory, prefix, needed - set(keys.values()))
     return Block(prefix, module, checkpoint, keys)
 
 

@@ -156,7 +156,7 @@ def watched(block: nn.Module, junctions: Mapping[Matrix, Junction], sink: Sink) 
         for matrix, junction in junctions.items():
             place = junction.module, junction.entering, junction.index
             if module is matrix.module and not entering:
-                outputs[matrix] = matrix.outputs(x).float()
+                outputs[matrix] = matrix.outputs(x).to(torch.float32, copy=True)  # Falcon adds to it in place
             elif (module, entering, index) == place and matrix in outputs:
                 sink(matrix, _layouts(x)[junction.layout].float() / junction.scale_R - outputs.pop(matrix))
 

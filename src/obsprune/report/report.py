@@ -33,7 +33,12 @@ def build_report(
     blocks = list(
         {event["name"]: event for event in run.events if event["kind"] == "block"}.values()
     )  # the last counts
-    matrices = [{"block": block["name"], **matrix} for block in blocks for matrix in block["matrices"]]
+    stored = {matrix.name: str(matrix.stored).removeprefix("torch.") for matrix in model.matrices}
+    matrices = [
+        {"block": block["name"], **matrix, "dtype": stored[matrix["name"]]}
+        for block in blocks
+        for matrix in block["matrices"]
+    ]
     zeros, total = (
         sum(part) for part in zip(*((m["zeros"], m["shape"][0] * m["shape"][1]) for m in matrices), strict=True)
     )

@@ -96,5 +96,7 @@ AnySolver = Solver[Any]
 
 
 def dead_first(scores_RC: Tensor, dead_C: Tensor) -> Tensor:
-    """Scores with dead inputs below all others: their weights cost nothing, so they go first within the budget."""
-    return scores_RC.masked_fill(dead_C, -torch.inf)
+    """Scores (none negative) with dead inputs below all others: their weights cost nothing, so they go first within the
+    budget. Weights that are zero already come before them, or there would be more zeros than the budget in the end.
+    """
+    return scores_RC.masked_fill(dead_C, -1.0).masked_fill(scores_RC == 0, -torch.inf)
