@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -665,5 +667,18 @@ def test_a_classifier_given_text(zoo: Zoo, tokens: Path, tmp_path: Path) -> None
 
 
 def test_two_kinds_cannot_be_compared(zoo: Zoo, pictures: Path) -> None:
-    with pytest.raises(InputError, match="scores cannot be compared"):
+    with pytest.raises(InputError, match="they cannot be compared"):
         evaluate_checkpoint(str(zoo("vit")), [f"imagenet={pictures}"], Silent(), compare=str(zoo("llama")))
+
+
+def test_each_model_is_compared_on_pixels_of_its_own_processor(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
+    source, other, task = zoo("resnet-basic"), tmp_path / "other", f"imagenet={pictures}"
+    shutil.copytree(source, other)
+    settings = json.loads((other / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.9, 0.1, 0.4]}))
+    alone = evaluate_checkpoint(str(other), [task], Silent())["tasks"][task]["model"]
+    beside = evaluate_checkpoint(str(source), [task], Silent(), compare=str(other))["tasks"][task]
+    assert beside["compare"]["cross_entropy"] == alone["cross_entropy"] != beside["model"]["cross_entropy"]
+    assert beside["paired"]["cross_entropy"]["difference"] == pytest.approx(
+        beside["model"]["cross_entropy"] - alone["cross_entropy"]
+    )

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def plan_tasks(plan: Plan, progress: Progress) -> list[Task]:
         try:
             tasks.append(make_task(name, setting))
         except InputError as error:
-            progress.notice(f"evaluation on {name} is left out: {error}")
+            plan.notices.append(f"evaluation on {name} is left out: {error}")
+            progress.notice(plan.notices[-1])
     return tasks
 
 
@@ -164,6 +166,9 @@ def evaluate(model: Model, tasks: list[Task], run: RunDir, who: str, progress: P
             found = task.score(model, progress, who)
             seconds = time.perf_counter() - start
             run.record("score", task=task.name, who=who, **found.values, seconds=seconds, items=found.items)
+            damaged = found.values.get("damaged", {}).get("count", 0)
+            if damaged:
+                progress.notice(f"{task.name}: {damaged} images cannot be read and are left out")
 
 
 def evaluate_checkpoint(
@@ -182,30 +187,35 @@ def evaluate_checkpoint(
     if "heldout" in chosen and recipe is None:
         raise InputError(f"{name} was not made by obsprune and has nothing held out; name a task: --task TASK")
     like = suited(recipe or make_recipe(), model.kind)
-    setting = Setting(
-        model, seqlen or like.data.seqlen, lambda: kept_apart(like, draw_samples(like, model)[0]), limit, num_fewshot
-    )
-    tasks = [make_task(task, setting) for task in chosen]
-    other = _comparable(load(compare, **how), model, name) if compare else None
+
+    def tasks_for(one: Model) -> list[Task]:
+        held = partial(_held_again, like, one)
+        return [make_task(task, Setting(one, seqlen or like.data.seqlen, held, limit, num_fewshot)) for task in chosen]
+
+    tasks = tasks_for(model)
     found: dict[str, Any] = {}
-    for task in tasks:
-        first = task.score(model, progress, name)
-        found[task.name] = {"model": first.values}
-        if other is not None:
-            second = task.score(other, progress, str(compare))
-            found[task.name] |= {"compare": second.values, **beside(first.values, second.values)}
-            found[task.name]["paired"] = paired(first.items, second.items)
+    if not compare:
+        found = {task.name: {"model": task.score(model, progress, name).values} for task in tasks}
+        return {"model": name, "compare": None, "tasks": found}
+    other = load(compare, **how)
+    if other.kind is not model.kind:
+        raise InputError(
+            f"{name} is for {model.kind.reads} and {compare} for {other.kind.reads}; they cannot be compared"
+        )
+    for task, same in zip(tasks, tasks_for(other), strict=True):  # each model reads with its own tokenizer or processor
+        if task.material != same.material:
+            raise InputError(
+                f"task {task.name} is not the same for {name} and {compare}: their tokenizers cut the text into other "
+                "tokens, or they were not given the same items; the scores cannot be compared"
+            )
+        first, second = task.score(model, progress, name), same.score(other, progress, compare)
+        pair = {"model": first.values, "compare": second.values, **beside(first.values, second.values)}
+        found[task.name] = {**pair, "paired": paired(first.items, second.items)}
     return {"model": name, "compare": compare, "tasks": found}
 
 
-def _comparable(other: Model, model: Model, name: str) -> Model:
-    """Raises InputError when the two do not answer the same questions."""
-    if other.kind is not model.kind or other.classes != model.classes:
-        raise InputError(
-            f"{name} ({model.kind.name}, {model.classes} outputs) and {other.directory} ({other.kind.name}, "
-            f"{other.classes} outputs) do not answer the same questions; their scores cannot be compared"
-        )
-    return other
+def _held_again(recipe: Recipe, model: Model) -> tuple[Samples, str]:
+    return kept_apart(recipe, draw_samples(recipe, model)[0])
 
 
 def default_tasks(recipe: Recipe | None, model: Model) -> list[str]:

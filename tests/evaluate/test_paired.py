@@ -35,7 +35,21 @@ def test_p_is_uniform_where_nothing_differs() -> None:
 
 def test_the_same_twice_and_a_constant_difference() -> None:
     assert paired({"x": [1.0, 2.0]}, {"x": [1.0, 2.0]})["x"]["p"] == 1
-    assert paired({"x": [2.0, 3.0]}, {"x": [1.0, 2.0]})["x"]["p"] == 0
+    assert paired({"x": [2.0, 3.0]}, {"x": [1.0, 2.0]})["x"]["p"] == 0.5  # two items can show no more
+
+
+def test_few_differences_are_counted_exactly_however_many_items_agree() -> None:
+    items, others = [1.0] * 4 + [0.0] * 400, [0.0] * 404
+    found = paired({"top1": items}, {"top1": others})["top1"]
+    assert found["items"] == 404 and found["p"] == pytest.approx(2 / 16)  # the sign test: four heads or four tails
+
+
+def test_more_differences_than_can_be_listed() -> None:
+    """Thirty that all go one way, and a mixture, against the binomial distribution."""
+    assert paired({"x": [1.0] * 30}, {"x": [0.0] * 30})["x"]["p"] < 1e-3
+    signs = [1.0] * 20 + [-1.0] * 10
+    exact = 2 * sum(math.comb(30, k) for k in range(20, 31)) / 2**30
+    assert paired({"x": signs}, {"x": [0.0] * 30})["x"]["p"] == pytest.approx(exact, abs=0.01)
 
 
 def test_only_perplexities_have_a_ratio() -> None:

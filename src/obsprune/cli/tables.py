@@ -182,7 +182,7 @@ def eval_table(scores: dict[str, Any]) -> str:
                 stderr = score.get(f"{metric}_stderr")
                 differs = change(score, entry["compare"], entry) if who == "model" and "compare" in entry else ("", "")
                 _row(table, short(task), scores[who], metric, f"{score[metric]:.4f}",
-                     "" if stderr is None else f"{stderr:.4f}", *differs, amount(score))  # fmt: skip
+                     _number(stderr), *differs, amount(score))  # fmt: skip
         parts += _parts_tables(task, entry)
     return plain(table, *_protocols(scores), *parts)
 
@@ -192,30 +192,38 @@ def _protocols(scores: dict[str, Any]) -> list[Table]:
     table = _table("protocol", ["", ""], left=2)
     for task, entry in scores["tasks"].items():
         told = (
-            "join",
-            "num_fewshot",
-            "requests",
-            "truncated_requests",
-            "img_size",
-            "crop_pct",
-            "interpolation",
-            "images_per_second",
+            *(
+                "corpus",
+                "coverage",
+                "split",
+                "chosen",
+                "limit",
+                "join",
+                "num_fewshot",
+                "requests",
+                "truncated_requests",
+            ),
+            *("img_size", "crop_pct", "interpolation", "damaged_images", "images_per_second"),
         )
         facts = {key: entry["model"][key] for key in told if entry["model"].get(key) is not None}
         _row(table, short(task), ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
     return [table]
 
 
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
 def _parts_tables(task: str, entry: dict[str, Any]) -> list[Table]:
     """Scores by group and by subject."""
-    tables = []
+    tables, metric = [], entry["model"]["metric"]
     for kind in ("groups", "subjects"):
         if entry["model"].get(kind):
             who = [name for name in ("model", "compare") if name in entry]
             table = _table(f"{short(task)}, {kind}", ["", *who, "± stderr", "questions"])
             for name, part in entry["model"][kind].items():
-                accuracies = [f"{entry[one][kind][name]['acc']:.4f}" for one in who]
-                _row(table, name, *accuracies, f"{part['acc_stderr']:.4f}", part["questions"])
+                scores = [_number(entry[one][kind][name][metric]) for one in who]
+                _row(table, name, *scores, _number(part[f"{metric}_stderr"]), part["questions"])
             tables.append(table)
     return tables
 

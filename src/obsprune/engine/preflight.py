@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from obsprune.errors import InputError, WalkMismatch, first_line
+from obsprune.errors import InputError, WalkMismatch
 from obsprune.models.backward import Visit, backward_of, reverse_walk
-from obsprune.models.load import Model
+from obsprune.models.load import Model, suitable
 from obsprune.models.matrices import Matrix, differentiated, observed, take_gradients
 from obsprune.models.walk import Walk
 from obsprune.progress import Progress
@@ -24,11 +24,8 @@ def check_walk(model: Model, batch: Mapping[str, Tensor], progress: Progress) ->
     Raises WalkMismatch, or InputError naming the weight or the matrix with infinite inputs.
     """
     progress.stage("checking the model", len(model.blocks))
-    with observed(model.matrices, _finite), model.lazily_loaded(), torch.no_grad():
-        try:
-            plain = model.network(**batch).logits
-        except ValueError as error:  # images of another size than the model's
-            raise InputError(f"a {model.config.model_type} model refuses its input: {first_line(error)}") from error
+    with observed(model.matrices, _finite), model.lazily_loaded(), torch.no_grad(), suitable(model):
+        plain = model.network(**batch).logits
     walked: list[Any] = []
     with Walk(
         model.network, [b.module for b in model.blocks], [batch], lambda _, out: walked.append(out.logits)

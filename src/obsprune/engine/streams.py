@@ -116,8 +116,8 @@ class _Pairs:
                 cross = self._cross(self.crosses, leader, leader.shape[1])
                 for y_TC, x_TC in zip(leader.tokens(dense_input), leader.tokens(sparse_input), strict=True):
                     cross.add(y_TC.float() - x_TC.float(), x_TC)
-            for matrix in group:
-                for g_TR, h_TR, sparse_input in zip(g.get(matrix, []), h.get(matrix, []), x[leader], strict=False):
+            for matrix in (matrix for matrix in group if matrix in self.junctions):
+                for g_TR, h_TR, sparse_input in zip(g[matrix], h[matrix], x[leader], strict=True):
                     self._add_residual(matrix, g_TR - h_TR, leader.tokens(sparse_input))
 
     def _add_residual(self, matrix: Matrix, lost_TR: Tensor, pieces: Iterable[Tensor]) -> None:
@@ -144,6 +144,14 @@ class _Pairs:
         return D_RC + self.residuals[matrix].K_RC if matrix in self.residuals else D_RC
 
 
+def by_layer(groups: list[list[Matrix]]) -> list[list[Matrix]]:
+    """The groups that are measured in one go: those of one convolution, whose filters do not see one another."""
+    layers: dict[str, list[Matrix]] = {}
+    for group in groups:
+        layers.setdefault(group[0].layer, []).extend(group)
+    return list(layers.values())
+
+
 def _collect(into: dict[Matrix, list[Tensor]], matrix: Matrix, tokens: Tensor) -> None:
     into.setdefault(matrix, []).append(tokens.clone())  # a block may change in place what it gave away
 
@@ -168,18 +176,18 @@ class TwoStreams(Streams):
         dense = {parameter: parameter.data.clone() for parameter in changing if parameter is not None}
         junctions = find_junctions(stop.module, matrices, stop.call(0)) if self.residual else {}
         calls = first_calls(stop, matrices)
-        for group in grouped(calls, matrices):
-            wanted = sum(len(calls[matrix]) for matrix in group)
+        for together in by_layer(grouped(calls, matrices)):
+            wanted = sum(len(calls[matrix]) for matrix in together)
             if not self.most:
-                yield self._own(stop, group, wanted)
+                yield from self._own(stop, together, wanted)
                 continue
-            own = {matrix: junctions[matrix] for matrix in group if matrix in junctions}
+            own = {matrix: junctions[matrix] for matrix in together if matrix in junctions}
             wanted += sum(len(calls[matrix]) for matrix in own)
-            work, judge = _Pairs(Inputs(group), own, wanted), _Pairs(Inputs(group), own, wanted)
+            work, judge = _Pairs(Inputs(together), own, wanted), _Pairs(Inputs(together), own, wanted)
             for key in range(self.count):
                 pairs = work if key < self.first_judge else judge
                 pairs.observe(stop.module, partial(_run_with, dense, stop, key), partial(stop.run, self.count + key))
-            yield self._measured(work, judge)
+            yield from self._measured(work, judge)
         outputs: dict[int, Any] = {}
         with exchanged(dense):
             for key in range(self.count):
@@ -191,17 +199,20 @@ class TwoStreams(Streams):
             {key: goal for key, goal in outputs.items() if key >= edge},
         )
 
-    def _own(self, stop: Stop, group: list[Matrix], wanted: int) -> Measured:
-        """The group is asked for its own output: only the pruned model's inputs count."""
-        inputs = Inputs(group)
+    def _own(self, stop: Stop, matrices: list[Matrix], wanted: int) -> Iterator[Measured]:
+        """They are asked for their own output: only the pruned model's inputs count."""
+        inputs = Inputs(matrices)
         for key in range(self.first_judge):
             inputs.observe(partial(stop.run, self.count + key), called=Quota(wanted).seen)
-        ((gram, members),) = inputs.shared()
-        return Measured(gram, members)
+        for gram, group in inputs.shared():
+            yield Measured(gram, group)
 
-    def _measured(self, work: _Pairs, judge: _Pairs) -> Measured:
-        """The group's targets, moved as far as fits the judging sequences best."""
-        ((gram, group),), ((judging, _),) = work.inputs.shared(), judge.inputs.shared()
+    def _measured(self, work: _Pairs, judge: _Pairs) -> Iterator[Measured]:
+        for (gram, group), (judging, _) in zip(work.inputs.shared(), judge.inputs.shared(), strict=True):
+            yield self._targets(work, judge, gram, group, judging)
+
+    def _targets(self, work: _Pairs, judge: _Pairs, gram: Gram, group: list[Matrix], judging: Gram) -> Measured:
+        """The group's targets, moved as far as fits the judging samples best."""
         weights = {matrix: matrix.read().to(gram.H_CC) for matrix in group}
         moves = {
             matrix: correction(work.missing(matrix, group[0], W_RC), gram.H_CC, self.damping)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from obsprune.errors import InputError, ObspruneError
 from obsprune.evaluate.task import Scored, Task
 from obsprune.models.images import ImageSamples, ImageSource, Labels, some
-from obsprune.models.load import Model
+from obsprune.models.load import Model, suitable
 from obsprune.models.pixels import Damage, preprocessing
 from obsprune.progress import Progress
 
@@ -40,6 +40,10 @@ class ImageNetTask(Task):
     protocol: dict[str, Any]
     metric = "top1"
 
+    @property
+    def material(self) -> str:
+        return self.samples.bytes_hash()
+
     def score(self, model: Model, progress: Progress, who: str) -> Scored:
         """Raises ObspruneError when logits are not finite, InputError when no image can be decoded."""
         stream = self.samples.stream(BATCH)
@@ -48,7 +52,7 @@ class ImageNetTask(Task):
         losses: list[float] = []
         progress.stage(f"{self.name}, {who}", len(stream))
         began = time.perf_counter()
-        with model.loaded(), torch.no_grad():
+        with model.loaded(), torch.no_grad(), suitable(model):
             for indices, pixels in stream:
                 logits = model.network(pixel_values=pixels.to(model.device, model.dtype)).logits.float()
                 rank, loss = judge(logits, classes[indices].to(logits.device))
@@ -75,7 +79,7 @@ def imagenet_task(name: str, samples_source: ImageSource, labels: Labels, limit:
     if unknown:
         raise InputError(
             f"{name}: {unknown:,} of {len(samples):,} images have no class of the model's, and accuracy needs them: "
-            f"{every.layout.rule}"
+            f"{every.layout.rule} (--task imagenet=FILE)"
         )
     return ImageNetTask(name, samples, _protocol(samples, len(every), labels))
 
@@ -128,6 +132,7 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
 def _facts(model: Model, damaged: Sequence[Damage]) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     return {
+        "damaged_images": len(damaged),
         "damaged": {"count": len(damaged), "names": [str(damage) for damage in damaged[:NAMED]]},
         "param_count": round(parameters / 1e6, 2),
     }

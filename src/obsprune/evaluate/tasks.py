@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -102,7 +102,9 @@ def _imagenet(name: str, setting: Setting) -> Task:
 
 def _images(name: str, samples: Samples, rule: str, setting: Setting) -> Task:
     assert isinstance(samples, ImageSamples)
-    return imagenet_task(name, ImageSource(name, samples), Labels(setting.model.config), setting.limit)
+    task = imagenet_task(name, ImageSource(name, samples), Labels(setting.model.config), setting.limit)
+    chosen = rule if setting.limit is None else f"{rule}; {task.protocol['chosen']}"
+    return replace(task, protocol=task.protocol | {"chosen": chosen})
 
 
 def _mmlu(name: str, setting: Setting) -> Task:

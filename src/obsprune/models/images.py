@@ -73,7 +73,12 @@ class ImageSamples(Samples):
 
     def content_hash(self) -> str:
         """SHA-256 over the processor's settings and the images' encoded bytes, in order."""
-        total = hashlib.sha256(json.dumps(settings(self.processor), sort_keys=True).encode())
+        told = json.dumps(settings(self.processor), sort_keys=True) + self.bytes_hash()
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def bytes_hash(self) -> str:
+        """SHA-256 over the images' encoded bytes alone."""
+        total = hashlib.sha256()
         for chunk in each(self.layout.pictures, self.places, _digest, CHUNK):
             total.update(b"".join(_digest(b"") if isinstance(digest, Damage) else digest for digest in chunk))
         return total.hexdigest()

@@ -117,6 +117,15 @@ class Model:
             yield
 
 
+@contextmanager
+def suitable(model: Model) -> Iterator[None]:
+    """While open, a model that refuses its input (images of another size) raises InputError."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"a {model.config.model_type} model refuses its input: {first_line(error)}") from error
+
+
 def locate(name: str, revision: str | None = None, token: str | None = None) -> Path:
     """The directory of a checkpoint: `demo`, a local directory, or a Hugging Face id (downloaded into its cache).
 

@@ -160,7 +160,7 @@ class ConvMatrix(Matrix):
     @property
     def rows(self) -> slice:
         each = self.module.out_channels // self.module.groups
-        return slice(self.group * each, (self.group + 1) * each)
+        return slice(self.group * each, (self.group + 1) * each) if self.module.groups > 1 else slice(None)
 
     @property
     def depthwise(self) -> bool:

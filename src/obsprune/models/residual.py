@@ -69,7 +69,8 @@ def find_junctions(
 
     with _in_float32(block):
         plain = run()
-        found = {matrix: _junction(matrix, plain, run) for matrix in matrices}
+        whole = [matrix for matrix in matrices if matrix.rows == slice(None)]  # a part of a layer writes no stream
+        found = {matrix: _junction(matrix, plain, run) for matrix in whole}
     return {matrix: junction for matrix, junction in found.items() if junction}
 
 
