@@ -558,7 +558,7 @@ def test_named_tasks(lm_eval: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(InputError, match=r"lm_eval has no task 'helaswag'; did you mean hellaswag.*lm-eval ls tasks"):
+    with pytest.raises(InputError, match=r"unknown task 'helaswag'; did you mean hellaswag.*lm-eval ls tasks"):
         harness_task("helaswag", None, None)
     with pytest.raises(InputError, match=r"cannot prepare hellaswag: Couldn't reach the Hub .*Hugging Face cache"):
         harness_task("hellaswag", None, None)

@@ -156,7 +156,9 @@ def harness_task(name: str, limit: int | None, num_fewshot: int | None, own: Seq
         if name not in manager.all_tasks and not Path(name).is_file():
             close = difflib.get_close_matches(name, [*own, *manager.all_tasks], n=3)
             hint = f"did you mean {' or '.join(close)}? " if close else ""
-            raise InputError(f"unknown task '{name}'; {hint}known: {', '.join(own)}, and what `lm-eval ls tasks` lists")
+            raise InputError(
+                f"unknown task '{name}'; {hint}known: {', '.join([*own, 'what `lm-eval ls tasks` lists'])}"
+            )
         return _task(name, manager.load([name]), limit, num_fewshot, {})
 
 
