@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from zoo import CLASSIFIERS, SIDE, Zoo, logits, pixel_batches, reference_classifier
+from zoo import CLASSIFIERS, SIDE, Zoo, logits, pixel_batches, reference_classifier, shards, tensors
 
 from obsprune.core.patterns import Unstructured
 from obsprune.core.statistics import Gram
@@ -31,7 +31,6 @@ from obsprune.errors import InputError
 from obsprune.models import matrices
 from obsprune.models.backward import backward_of, reverse_walk
 from obsprune.models.blocks import Block
-from obsprune.models.checkpoint import Checkpoint
 from obsprune.models.data import Draw, draw
 from obsprune.models.images import ImageSamples
 from obsprune.models.kinds import Wish
@@ -53,15 +52,6 @@ def pruned(source: Path, pictures: Path, output: Path, depthwise: bool = False, 
     data = {"dataset": f"imagenet={pictures}", "nsamples": 8, "heldout": 8}
     tree = {"model": {"name": str(source), "depthwise": depthwise}, "data": data, "evaluation": ["none"]} | settings
     return prune(make_recipe(tree), output, Silent())
-
-
-def tensors(directory: Path) -> dict[str, Tensor]:
-    checkpoint = Checkpoint.open(directory)
-    return checkpoint.read(checkpoint.headers)
-
-
-def shards(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 
 def drawn(report: dict[str, Any], source: Path) -> Draw:

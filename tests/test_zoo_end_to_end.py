@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
-from zoo import ZOO, Zoo, logits, reference, token_batches
+from zoo import ZOO, Zoo, logits, reference, shards, tensors, token_batches
 
 from obsprune.engine.rundir import RunDir
-from obsprune.models.checkpoint import Checkpoint
 from obsprune.models.corpora import Reading, open_corpus
 from obsprune.models.data import draw
 from obsprune.models.load import load
@@ -27,15 +26,6 @@ def pruned(source: Path, tokens: Path, output: Path, **settings: Any) -> dict[st
     data = {"dataset": str(tokens), "nsamples": 16, "seqlen": 32, "heldout": 8}
     tree = {"model": {"name": str(source)}, "data": data, "evaluation": ["heldout"]} | settings
     return prune(make_recipe(tree), output, Silent())
-
-
-def tensors(directory: Path) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoint.open(directory)
-    return checkpoint.read(checkpoint.headers)
-
-
-def shards(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])

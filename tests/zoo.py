@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
+from obsprune.models.checkpoint import Checkpoint
+
 VOCABULARY, LENGTH = 128, 64
 SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 COMMON = SMALL | {
@@ -322,6 +324,17 @@ def logits(model: Callable[..., Any], batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         result: Tensor = model(**batch).logits
     return result
+
+
+def tensors(directory: Path) -> dict[str, Tensor]:
+    """All that a checkpoint holds."""
+    checkpoint = Checkpoint.open(directory)
+    return checkpoint.read(checkpoint.headers)
+
+
+def shards(directory: Path) -> dict[str, bytes]:
+    """A checkpoint's files, byte by byte."""
+    return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from obsprune.engine.rundir import RECIPE, RunDir
 from obsprune.engine.teacher import teach
 from obsprune.errors import InputError
 from obsprune.evaluate.paired import beside, paired
-from obsprune.evaluate.task import Task
+from obsprune.evaluate.task import Scored, Task
 from obsprune.evaluate.tasks import Setting, check_name, make_task
 from obsprune.models.checkpoint import Checkpoint
 from obsprune.models.data import Draw
@@ -193,25 +193,35 @@ def evaluate_checkpoint(
         return [make_task(task, Setting(one, seqlen or like.data.seqlen, held, limit, num_fewshot)) for task in chosen]
 
     tasks = tasks_for(model)
-    found: dict[str, Any] = {}
     if not compare:
-        found = {task.name: {"model": task.score(model, progress, name).values} for task in tasks}
-        return {"model": name, "compare": None, "tasks": found}
+        alone = {task.name: {"model": task.score(model, progress, name).values} for task in tasks}
+        return {"model": name, "compare": None, "tasks": alone}
     other = load(compare, **how)
     if other.kind is not model.kind:
         raise InputError(
             f"{name} is for {model.kind.reads} and {compare} for {other.kind.reads}; they cannot be compared"
         )
-    for task, same in zip(tasks, tasks_for(other), strict=True):  # each model reads with its own tokenizer or processor
-        if task.material != same.material:
-            raise InputError(
-                f"task {task.name} is not the same for {name} and {compare}: their tokenizers cut the text into other "
-                "tokens, or they were not given the same items; the scores cannot be compared"
-            )
-        first, second = task.score(model, progress, name), same.score(other, progress, compare)
-        pair = {"model": first.values, "compare": second.values, **beside(first.values, second.values)}
-        found[task.name] = {**pair, "paired": paired(first.items, second.items)}
+    pairs = list(zip(tasks, tasks_for(other), strict=True))  # each model reads with its own tokenizer or processor
+    for task, same in pairs:
+        _require_same(task, same, name, compare)
+    found = {
+        task.name: _side_by_side(task.score(model, progress, name), same.score(other, progress, compare))
+        for task, same in pairs
+    }
     return {"model": name, "compare": compare, "tasks": found}
+
+
+def _require_same(task: Task, other: Task, name: str, compare: str) -> None:
+    if task.material != other.material:
+        raise InputError(
+            f"task {task.name} is not the same for {name} and {compare}: their tokenizers cut the text into other "
+            "tokens, or they were not given the same items; the scores cannot be compared"
+        )
+
+
+def _side_by_side(first: Scored, second: Scored) -> dict[str, Any]:
+    pair = {"model": first.values, "compare": second.values, **beside(first.values, second.values)}
+    return {**pair, "paired": paired(first.items, second.items)}
 
 
 def _held_again(recipe: Recipe, model: Model) -> tuple[Samples, str]:

@@ -154,6 +154,16 @@ def test_other_tokenizers_are_not_compared(cli: Cli, tmp_path: Path, zoo: Zoo) -
     refused(cli, *words, "--compare", zoo("llama"), says=["no usable tokenizer"])
 
 
+def test_other_tokens_are_not_compared(cli: Cli, tmp_path: Path) -> None:
+    """The same text, cut by a tokenizer that begins it otherwise."""
+    other = shutil.copytree(files("obsprune") / "demo", tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    words = ("eval", "demo", "--task", f"text={files('obsprune') / 'demo/evaluation.txt'}", "--limit", "1")
+    refused(cli, *words, "--compare", other, says=["is not the same for demo and", "other tokens"])
+
+
 def test_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBSPRUNE_DEBUG", "1")
     result = cli("prune", "demo", "--sparsity", "2")

@@ -307,11 +307,9 @@ def _choose_matrices(
     skipped: dict[str, str] = {}
     for block in blocks:
         for matrix in find_matrices(block.name, block.module, lambda name: stored[name]):
-            pattern = next((pattern for pattern in skip if re.search(pattern, matrix.name)), None)
-            if pattern:
-                skipped[matrix.layer] = f"matches --skip {pattern}"
-            elif matrix.depthwise and not depthwise:
-                skipped[matrix.layer] = "depthwise convolution; --set model.depthwise=true prunes them, too"
+            why = _why_skipped(matrix, skip, depthwise)
+            if why:
+                skipped[matrix.layer] = why
             else:
                 block.matrices.append(matrix)
     pruned = {matrix.parameter for block in blocks for matrix in block.matrices}
@@ -319,6 +317,14 @@ def _choose_matrices(
         if parameter.dim() > 1 and name not in pruned and name.removesuffix(".weight") not in skipped:
             skipped[name.removesuffix(".weight")] = _why_dense(network, name, {block.name for block in blocks})
     return skipped
+
+
+def _why_skipped(matrix: Matrix, skip: list[str], depthwise: bool) -> str | None:
+    pattern = next((pattern for pattern in skip if re.search(pattern, matrix.name)), None)
+    if pattern:
+        return f"matches --skip {pattern}"
+    own = matrix.depthwise and not depthwise
+    return "depthwise convolution; --set model.depthwise=true prunes them, too" if own else None
 
 
 def _why_dense(network: Any, name: str, blocks: set[str]) -> str:
