@@ -1,29 +1,86 @@
-"""`obsprune recipe`: the presets, to read and to copy."""
+"""`obsprune recipe`: presets to read and to copy; the papers' experiments, to run."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Presets: list them, show one.", no_args_is_help=True)
+from obsprune.cli import options
+from obsprune.cli.console import Watch, err, guarded, quiet_libraries
+from obsprune.cli.tables import plain, verdict_table
+
+app = typer.Typer(help="Presets and the papers' experiments: list, show, run.", no_args_is_help=True)
+OUT = Path("obsprune-out") / "recipes"
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="OBSPRUNE_ASSETS", help="A folder with the data: mnist/, mnist1d/, monks/.", show_default=False
+    ),
+]
 
 
 @app.command("list")
 def list_() -> None:
-    """Name every preset, with what it does."""
-    from obsprune.presets import names, path_of
+    """Name every preset and every experiment, with what it is."""
+    from obsprune import presets
+    from obsprune.studies import recipes
 
-    for name in names():
-        first = path_of(name).read_text(encoding="utf-8").splitlines()[0]
-        typer.echo(f"{name:10} {first.removeprefix('# ')}")
+    known = {
+        "presets, for prune --preset": {name: presets.path_of(name) for name in presets.names()},
+        "experiments, for recipe run": {name: recipes.root() / f"{name}.yaml" for name in recipes.names()},
+    }
+    for title, paths in known.items():
+        typer.echo(f"{title}:")
+        for name, path in paths.items():
+            typer.echo(f"  {name:26} {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A preset.")]) -> None:
-    """Print a preset as the YAML that --config takes."""
-    from obsprune.cli.console import guarded
-    from obsprune.presets import path_of
+def show(name: Annotated[str, typer.Argument(help="A preset or an experiment.")]) -> None:
+    """Print the YAML of a preset (what --config takes) or of an experiment."""
+    from obsprune import presets
+    from obsprune.studies import recipes
 
     with guarded():
-        typer.echo(path_of(name).read_text(encoding="utf-8"), nl=False)
+        paths = [presets.path_of(name)] if name in presets.names() else recipes.paths_of(name).values()
+        typer.echo("\n".join(path.read_text(encoding="utf-8") for path in paths), nl=False)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A paper, one of its experiments (PAPER/NAME), or a YAML file.")],
+    smoke: Annotated[bool, typer.Option("--smoke", help="Everything once, as small as it goes.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How often it is repeated. [default: the recipe's]")] = None,
+    data: Data = None,
+    set_: options.Set = None,
+    output_dir: options.OutputDir = None,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run an experiment and hold its numbers against those expected; exit code 1 when one differs."""
+    quiet_libraries()
+    from obsprune import presets
+    from obsprune.errors import InputError
+    from obsprune.studies import recipes
+    from obsprune.studies.material import Material
+    from obsprune.trees import merge, parse_setting
+
+    found: dict[str, Any] = {}
+    with guarded():
+        if name in presets.names():
+            raise InputError(f"{name} is a preset; obsprune prune MODEL --preset {name}")
+        changes = merge(*(parse_setting(text) for text in set_ or []), {"seeds": seeds} if seeds else {})
+        for known, path in recipes.paths_of(name).items():
+            output = output_dir / Path(known).name if output_dir else OUT / known
+            with Watch(quiet or json_) as watch:
+                found[known] = recipes.run_recipe(path, output, Material(data), watch, smoke, changes)
+            if not json_:
+                typer.echo(plain(verdict_table(known, found[known])))
+                err.print(f"tables and figures: {output}")
+    if json_:
+        typer.echo(json.dumps(found, indent=1))
+    if not all(verdict["met"] for results in found.values() for verdict in results["verdicts"]):
+        raise typer.Exit(1)

@@ -237,3 +237,15 @@ def inspect_table(result: dict[str, Any]) -> str:
              f"{matrix['damping']:g}", f"{matrix['seconds']:.2f}", matrix["dtype"])  # fmt: skip
     total = result["sparsity"]
     return f"{plain(table)}\n{total['zeros']:,} of {total['weights']:,} weights are zero ({total['reached']:.4f})"
+
+
+def verdict_table(name: str, results: dict[str, Any]) -> Table:
+    """PASS or the difference, for each expected value of an experiment."""
+    kind = ", smoke run" if results["smoke"] else ""
+    table = _table(f"{name}{kind}, {seconds(results['seconds'])}", ["value", "verdict", "found", "expected", "source"])
+    for one in results["verdicts"]:
+        verdict = "PASS" if one["met"] else "DIFFERS"
+        _row(table, one["name"], verdict, f"{one['found']:.4g}", one["expected"], one["source"])
+    if not results["verdicts"]:
+        _row(table, "nothing is expected of this run", "", "", "", "")
+    return table

@@ -1,0 +1,188 @@
+"""The recipes of papers: recipes/PAPER/NAME.yaml names a study, its settings, and the values that are expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from obsprune import __version__
+from obsprune.errors import InputError, OutputError, nearest
+from obsprune.models.checkpoint import write_text
+from obsprune.progress import Progress
+from obsprune.report.figures import save
+from obsprune.studies import find_study
+from obsprune.studies.base import Cell, Outcome, Table
+from obsprune.studies.material import Material
+from obsprune.trees import Tree, merge, read_recipe, typed
+
+RESULTS, TABLES = "results.json", "results.md"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a value should be: `value` within `tolerance`, or a bound. source: who says so; smoke: it holds for a smoke
+    run too.
+    """
+
+    source: str
+    value: float | None = None
+    tolerance: float | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+    smoke: bool = False
+
+    def check(self, name: str) -> None:
+        """Raises InputError unless it says one thing, and all of it."""
+        near = self.value is not None and self.tolerance is not None and self.tolerance > 0
+        if [near, self.at_most is not None, self.at_least is not None].count(True) != 1:
+            raise InputError(f"expected.{name}: give value and a tolerance above 0, or at_most, or at_least")
+
+    def met(self, found: float) -> bool:
+        """Whether the value is as it should be; never for NaN."""
+        if self.value is not None:
+            return abs(found - self.value) <= (self.tolerance or 0.0)
+        if self.at_most is not None:
+            return found <= self.at_most
+        return found >= (self.at_least or 0.0)
+
+    def __str__(self) -> str:
+        if self.value is not None:
+            return f"{self.value:g} ± {self.tolerance:g}"
+        return f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+
+
+@dataclass(frozen=True)
+class PaperRecipe:
+    """One YAML file. settings: of the study; smoke: what a smoke run changes of them."""
+
+    study: str
+    settings: Tree = field(default_factory=dict)
+    smoke: Tree = field(default_factory=dict)
+    expected: Tree = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> PaperRecipe:
+        """From its file, checked. Raises InputError."""
+        recipe: PaperRecipe = typed(cls, read_recipe(path), "")
+        for name, expected in recipe.expectations.items():
+            expected.check(name)
+        return recipe
+
+    @property
+    def expectations(self) -> dict[str, Expected]:
+        return {name: typed(Expected, tree, f"expected.{name}.") for name, tree in self.expected.items()}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One expected value beside what was found."""
+
+    name: str
+    found: float
+    expected: str
+    source: str
+    met: bool
+
+
+def root() -> Path:
+    """Where the recipes are: inside the installed package, or at the top of the repository."""
+    packaged = Path(str(files("obsprune"))) / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
+
+
+def names() -> list[str]:
+    """All recipes, PAPER/NAME."""
+    return sorted(path.relative_to(root()).with_suffix("").as_posix() for path in root().glob("*/*.yaml"))
+
+
+def paths_of(name: str) -> dict[str, Path]:
+    """The recipes that a name means, by their own: a paper's, one of them, or a YAML file. Raises InputError."""
+    if name.endswith((".yaml", ".yml")):
+        return {Path(name).stem: Path(name)}
+    found = [known for known in names() if name in (known, known.partition("/")[0])]
+    if not found:
+        papers = {known.partition("/")[0] for known in names()}
+        raise InputError(f"unknown recipe '{name}'; {nearest(name, papers | set(names()))}")
+    return {known: root() / f"{known}.yaml" for known in found}
+
+
+def run_recipe(
+    path: Path, output: Path, material: Material, progress: Progress, smoke: bool = False, changes: Tree | None = None
+) -> Tree:
+    """Runs a recipe's study and writes results.json, results.md and the figures to `output`; returns the results.
+
+    A smoke run takes the recipe's smoke settings, and holds only those values against `expected` that say so.
+    Raises InputError, also when `output` holds anything but results of a former run.
+    """
+    recipe = PaperRecipe.read(path)
+    settings = merge(recipe.settings, recipe.smoke if smoke else {}, changes or {})
+    study = typed(find_study(recipe.study), settings, "settings.")
+    _require_free(output)
+    start = time.perf_counter()
+    outcome = study.run(material, progress)
+    wanted = {name: one for name, one in recipe.expectations.items() if one.smoke or not smoke}
+    results = {
+        "study": recipe.study,
+        "smoke": smoke,
+        "settings": dataclasses.asdict(study),
+        "verdicts": [dataclasses.asdict(verdict) for verdict in judge(wanted, outcome.values)],
+        "values": dict(outcome.values),
+        "tables": [dataclasses.asdict(table) for table in outcome.tables],
+        "facts": dict(outcome.facts),
+        "seconds": time.perf_counter() - start,
+        "versions": {"obsprune": __version__, "torch": torch.__version__, "python": platform.python_version(),
+                     "transformers": version("transformers")},
+    }  # fmt: skip
+    write_results(output, results, outcome)
+    return results
+
+
+def judge(expectations: Mapping[str, Expected], values: Mapping[str, float]) -> list[Verdict]:
+    """Every expected value beside the one found. Raises InputError for one that the study does not give."""
+    for name in expectations:
+        if name not in values:
+            raise InputError(f"expected.{name}: the study gives no such value; {nearest(name, values)}")
+    return [
+        Verdict(name, values[name], str(one), one.source, not math.isnan(values[name]) and one.met(values[name]))
+        for name, one in expectations.items()
+    ]
+
+
+def write_results(output: Path, results: Tree, outcome: Outcome) -> None:
+    """Figures first, results.json last: with it the results are whole. Raises OutputError."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create {output}: {error.strerror}; choose another -o") from error
+    for figure in outcome.figures:
+        save(figure, output)
+    write_text(output / TABLES, "\n\n".join(markdown(table) for table in outcome.tables) + "\n")
+    write_text(output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join([f"**{table.title}**", "", *(f"| {' | '.join(map(cell, line))} |" for line in lines)])
+
+
+def cell(value: Cell) -> str:
+    """A table's cell as text."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _require_free(output: Path) -> None:
+    found: Iterable[Any] = output.iterdir() if output.is_dir() else [output] if output.exists() else []
+    if any(found) and not (output / RESULTS).is_file():
+        raise InputError(f"{output} holds something that is no result of a recipe; choose another -o")
