@@ -58,7 +58,7 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
 
 
 def typed(kind: Any, tree: Any, path: str) -> Any:
-    """A dataclass from a tree; unknown keys and wrong types are refused with their path. Raises InputError."""
+    """A dataclass from a tree; unknown and missing keys and wrong types are refused by path. Raises InputError."""
     if not isinstance(tree, Mapping):
         known = ", ".join(f.name for f in fields(kind))
         raise InputError(f"'{path.removesuffix('.')}' is {tree!r}; a mapping with {known} is expected")
@@ -70,6 +70,9 @@ def typed(kind: Any, tree: Any, path: str) -> Any:
         values[key] = typed(hints[key], value, f"{path}{key}.") if dataclasses.is_dataclass(hints[key]) else value
         if not dataclasses.is_dataclass(hints[key]) and not fits(value, hints[key]):
             raise InputError(f"'{path}{key}' is {value!r}; {_name(hints[key])} is expected")
+    for part in fields(kind):
+        if part.name not in values and part.default is part.default_factory is dataclasses.MISSING:
+            raise InputError(f"'{path}{part.name}' is missing; {_name(hints[part.name])} is expected")
     return kind(**values)
 
 

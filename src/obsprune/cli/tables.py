@@ -245,7 +245,8 @@ def verdict_table(name: str, results: dict[str, Any]) -> Table:
     table = _table(f"{name}{kind}, {seconds(results['seconds'])}", ["value", "verdict", "found", "expected", "source"])
     for one in results["verdicts"]:
         verdict = "PASS" if one["met"] else "DIFFERS"
-        _row(table, one["name"], verdict, f"{one['found']:.4g}", one["expected"], one["source"])
+        found = "not a finite number" if one["found"] is None else f"{one['found']:.4g}"
+        _row(table, one["name"], verdict, found, one["expected"], one["source"])
     if not results["verdicts"]:
         _row(table, "nothing is expected of this run", "", "", "", "")
     return table

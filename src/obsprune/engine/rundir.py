@@ -178,7 +178,7 @@ class RunDir:
 
     def abandon(self) -> None:
         """Removes the directory when nothing was committed to it, nor to a trial in it."""
-        begun = self.recorded("block") or any((self.path / ROUNDS).glob(f"trial-*/{JOURNAL}"))
+        begun = self.recorded("block") or self.recorded("step") or any((self.path / ROUNDS).glob(f"trial-*/{JOURNAL}"))
         if self.path.is_dir() and (self.path / JOURNAL).is_file() and not begun:
             _empty(self.path)
             with suppress(OSError):  # a mount point or a link stays, empty

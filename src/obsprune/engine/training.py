@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from obsprune.core.patterns import Lowest, Unstructured
-from obsprune.core.saliency import Saliency
+from obsprune.core.saliency import Evidence, Saliency
 from obsprune.core.statistics import Gram
 from obsprune.engine.curvature import Curvature, Trainee
 from obsprune.errors import ObspruneError
@@ -35,24 +35,24 @@ class Criterion(ABC):
 
     @abstractmethod
     def prune(self, trainee: Trainee, masks: Masks, sparsity: float, batches: Sequence[Batch]) -> Masks:
-        """Zeros exactly round(sparsity · size) weights of all matrices together, what was pruned before among them;
-        returns the new masks. batches: what scores are measured on.
+        """Zeros exactly round(sparsity · size) weights of all matrices together and returns the new masks, given those
+        of before. batches: what scores are measured on.
         """
 
 
 @final
 @dataclass(frozen=True)
 class Ranked(Criterion):
-    """The lowest scores of all matrices together; the survivors stay as they are."""
+    """The lowest scores of all matrices together, after what was pruned before and what is zero already (or there would
+    be more zeros than asked for); the survivors stay as they are.
+    """
 
     saliency: Saliency
     curvature: Curvature
 
     def prune(self, trainee: Trainee, masks: Masks, sparsity: float, batches: Sequence[Batch]) -> Masks:
         evidence = self.curvature.evidence(trainee, batches)
-        scores = {
-            matrix.name: self.saliency.score(_weight(matrix), evidence[matrix.name]) for matrix in trainee.matrices
-        }
+        scores = {matrix.name: self._scored(_weight(matrix), evidence[matrix.name]) for matrix in trainee.matrices}
         gone_first = [
             score.masked_fill(~masks[name], -torch.inf).flatten() if name in masks else score.flatten()
             for name, score in scores.items()
@@ -63,12 +63,16 @@ class Ranked(Criterion):
         apply(trainee, found)
         return found
 
+    def _scored(self, W_RC: Tensor, evidence: Evidence) -> Tensor:
+        return self.saliency.score(W_RC, evidence).masked_fill(W_RC == 0, -1.0)  # no score is negative
+
 
 @final
 @dataclass(frozen=True)
 class Layerwise(Criterion):
     """Every matrix by a layer solver, under the Gram of its inputs (layer-wise OBS, Dong et al. 2017): the survivors
-    make up for what is removed. All matrices lose the same share, rounded so that the number of all is exact.
+    make up for what is removed. All matrices lose the same share, rounded so that the number of all is exact. A solver
+    that moves weights before it chooses (ADMM) may let one come back.
     """
 
     solver: AnySolver
@@ -106,7 +110,8 @@ def measure(trainee: Trainee, batches: Sequence[Batch]) -> dict[str, Gram]:
 class Retraining:
     """How the survivors recover. batches: makes those of one epoch, in a new order each time; optimizer: from the
     parameters; rate: the share of its learning rate that is left after the share of the steps that is done; parameters:
-    which are trained, all of the network's without one.
+    which are trained, all of the network's without one; batches_an_epoch: with it the rate falls from batch to batch,
+    else from epoch to epoch.
     """
 
     batches: Callable[[], Iterable[Batch]]
@@ -114,6 +119,7 @@ class Retraining:
     epochs: int
     rate: Callable[[float], float] = lambda done: 1.0
     parameters: Sequence[nn.Parameter] | None = None
+    batches_an_epoch: int | None = None
 
     def __call__(self, trainee: Trainee, masks: Masks, step: Callable[[], None] = lambda: None) -> float:
         """Trains, `step` is called after each epoch; returns the mean loss of the last one. A network in evaluation
@@ -121,18 +127,18 @@ class Retraining:
         """
         parameters = list(trainee.network.parameters() if self.parameters is None else self.parameters)
         optimizer, mean = self.optimizer(parameters), 0.0
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: self.rate(min(epoch / self.epochs, 1.0)))
         trainee.network.train()
-        for _ in range(self.epochs):
-            mean = self._epoch(trainee, optimizer, masks)
-            scheduler.step()
+        for epoch in range(self.epochs):
+            mean = self._epoch(trainee, optimizer, masks, epoch)
             step()
         trainee.network.eval()
         return mean
 
-    def _epoch(self, trainee: Trainee, optimizer: torch.optim.Optimizer, masks: Masks) -> float:
+    def _epoch(self, trainee: Trainee, optimizer: torch.optim.Optimizer, masks: Masks, epoch: int) -> float:
         losses = []
-        for batch in self.batches():
+        for number, batch in enumerate(self.batches()):
+            part = min(number / self.batches_an_epoch, 1.0) if self.batches_an_epoch else 0.0
+            _slow_down(optimizer, self.rate((epoch + part) / self.epochs))
             optimizer.zero_grad()
             loss = trainee.mean_loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -179,6 +185,12 @@ def apply(trainee: Trainee, masks: Masks) -> None:
     for matrix in trainee.matrices:
         if matrix.name in masks:
             matrix.turn(matrix.weight).masked_fill_(~masks[matrix.name], 0)
+
+
+def _slow_down(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Leaves the optimizer this share of the learning rate it was made with."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * share
 
 
 def _weight(matrix: Matrix) -> Tensor:

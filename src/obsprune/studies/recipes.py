@@ -49,7 +49,7 @@ class Expected:
             raise InputError(f"expected.{name}: give value and a tolerance above 0, or at_most, or at_least")
 
     def met(self, found: float) -> bool:
-        """Whether the value is as it should be; never for NaN."""
+        """Whether the value is as it should be."""
         if self.value is not None:
             return abs(found - self.value) <= (self.tolerance or 0.0)
         if self.at_most is not None:
@@ -89,7 +89,7 @@ class Verdict:
     """One expected value beside what was found."""
 
     name: str
-    found: float
+    found: float | None
     expected: str
     source: str
     met: bool
@@ -137,7 +137,7 @@ def run_recipe(
         "smoke": smoke,
         "settings": dataclasses.asdict(study),
         "verdicts": [dataclasses.asdict(verdict) for verdict in judge(wanted, outcome.values)],
-        "values": dict(outcome.values),
+        "values": {name: value if math.isfinite(value) else None for name, value in outcome.values.items()},
         "tables": [dataclasses.asdict(table) for table in outcome.tables],
         "facts": dict(outcome.facts),
         "seconds": time.perf_counter() - start,
@@ -153,10 +153,13 @@ def judge(expectations: Mapping[str, Expected], values: Mapping[str, float]) -> 
     for name in expectations:
         if name not in values:
             raise InputError(f"expected.{name}: the study gives no such value; {nearest(name, values)}")
-    return [
-        Verdict(name, values[name], str(one), one.source, not math.isnan(values[name]) and one.met(values[name]))
-        for name, one in expectations.items()
-    ]
+    return [_verdict(name, one, values[name]) for name, one in expectations.items()]
+
+
+def _verdict(name: str, expected: Expected, found: float) -> Verdict:
+    """What is not a finite number is never as it should be, and null in JSON."""
+    sound = math.isfinite(found)
+    return Verdict(name, found if sound else None, str(expected), expected.source, sound and expected.met(found))
 
 
 def write_results(output: Path, results: Tree, outcome: Outcome) -> None:
