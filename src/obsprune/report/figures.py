@@ -111,13 +111,20 @@ class Figure:
     panels: Sequence[Panel]
 
 
-def save(figure: Figure, directory: Path) -> Path:
-    """Draws a figure into NAME.png; the same figure gives the same bytes. Raises InputError without matplotlib."""
+def require_matplotlib() -> None:
+    """Raises InputError when figures cannot be drawn: to be asked before an hour is spent."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Sheet
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise InputError("figures are drawn by matplotlib; pip install 'obsprune[recipes]'") from error
+
+
+def save(figure: Figure, directory: Path) -> Path:
+    """Draws a figure into NAME.png; the same figure gives the same bytes. Raises InputError without matplotlib."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Sheet
+
     sheet = Sheet(figsize=(PANEL[0] * len(figure.panels), PANEL[1]), dpi=110, layout="constrained")
     FigureCanvasAgg(sheet)
     for index, panel in enumerate(figure.panels, 1):

@@ -30,18 +30,51 @@ def build_report(
     run: RunDir, recipe: Report, model: Model, data: Report, notices: list[str], seconds: float, command: str
 ) -> Report:
     """Everything a reader of the result may ask, as plain values."""
-    blocks = list(
-        {event["name"]: event for event in run.events if event["kind"] == "block"}.values()
-    )  # the last counts
-    stored = {matrix.name: str(matrix.stored).removeprefix("torch.") for matrix in model.matrices}
-    matrices = [
-        {"block": block["name"], **matrix, "dtype": stored[matrix["name"]]}
-        for block in blocks
-        for matrix in block["matrices"]
-    ]
-    zeros, total = (
-        sum(part) for part in zip(*((m["zeros"], m["shape"][0] * m["shape"][1]) for m in matrices), strict=True)
-    )
+    matrices = _matrices(run, model)
+    return {
+        **_about(run, recipe, model, command),
+        "data": data,
+        "sparsity": _reached(matrices, recipe["sparsity"], recipe["pattern"]),
+        "allocation": _allocation(run),
+        "matching": _matching(run),
+        "evaluation": _scores(run),
+        "rounds": _rounds(run, data),
+        "matrices": matrices,
+        "skipped": model.skipped,
+        "warnings": [*notices, *_rescues(matrices, recipe)],
+        "seconds": {"total": seconds, **_seconds(run)},
+        **_environment(),
+    }
+
+
+def build_training_report(
+    run: RunDir, recipe: Report, model: Model, data: Report, notices: list[str], seconds: float, command: str
+) -> Report:
+    """The same of `train-prune`, with its steps instead of rounds, and what was trained."""
+    matrices, steps = _matrices(run, model), _steps(run)
+    damaged = list(dict.fromkeys(name for step in steps for name in step["damaged"]))
+    left_out = [f"{len(damaged):,} images cannot be read and were not trained on: {', '.join(damaged)}"]
+    return {
+        **_about(run, recipe, model, command),
+        "data": data,
+        "sparsity": _reached(matrices, recipe["sparsity"], "unstructured"),
+        "training": {"optimizer": "Adam", "weights": "float32", **recipe["training"], **_trained(model)},
+        "evaluation": _scores(run),
+        "steps": steps,
+        "matrices": matrices,
+        "skipped": model.skipped,
+        "warnings": [*notices, *(left_out if damaged else [])],
+        "seconds": {
+            "total": seconds,
+            "steps": float(sum(step["seconds"] for step in steps)),
+            "evaluation": float(sum(e["seconds"] for e in run.events if e["kind"] == "score")),
+        },
+        **_environment(),
+    }
+
+
+def _about(run: RunDir, recipe: Report, model: Model, command: str) -> Report:
+    """Which run of which model."""
     return {
         "schema": SCHEMA,
         "output": str(run.path),
@@ -55,22 +88,11 @@ def build_report(
             "compute_dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
         },
-        "data": data,
-        "sparsity": {
-            "asked": recipe["sparsity"],
-            "pattern": recipe["pattern"],
-            "reached": zeros / total,
-            "zeros": zeros,
-            "weights": total,
-        },
-        "allocation": _allocation(run),
-        "matching": _matching(run),
-        "evaluation": _scores(run),
-        "rounds": _rounds(run, data),
-        "matrices": matrices,
-        "skipped": model.skipped,
-        "warnings": [*notices, *_rescues(matrices, recipe)],
-        "seconds": {"total": seconds, **_seconds(run)},
+    }
+
+
+def _environment() -> Report:
+    return {
         "peak_memory_bytes": peak_memory(),
         "versions": {
             "obsprune": __version__,
@@ -79,6 +101,35 @@ def build_report(
         },
         "good_for": GOOD_FOR,
     }
+
+
+def _matrices(run: RunDir, model: Model) -> list[Report]:
+    """One entry a matrix; what a block was committed as last counts."""
+    blocks = {event["name"]: event for event in run.events if event["kind"] == "block"}
+    stored = {matrix.name: str(matrix.stored).removeprefix("torch.") for matrix in model.matrices}
+    return [
+        {"block": block["name"], **matrix, "dtype": stored[matrix["name"]]}
+        for block in blocks.values()
+        for matrix in block["matrices"]
+    ]
+
+
+def _reached(matrices: list[Report], asked: float, pattern: str) -> Report:
+    zeros, total = (
+        sum(part) for part in zip(*((m["zeros"], m["shape"][0] * m["shape"][1]) for m in matrices), strict=True)
+    )
+    return {"asked": asked, "pattern": pattern, "reached": zeros / total, "zeros": zeros, "weights": total}
+
+
+def _steps(run: RunDir) -> list[Report]:
+    """One entry a step: sparsity, training loss of its last epoch, seconds, images left out."""
+    return [{k: v for k, v in event.items() if k != "kind"} for event in run.events if event["kind"] == "step"]
+
+
+def _trained(model: Model) -> Report:
+    """How many numbers were trained, and the names of all that was not."""
+    inside = sum(p.numel() for block in model.blocks for p in block.module.parameters())
+    return {"parameters": inside, "frozen": model.rest}
 
 
 def _scores(run: RunDir) -> Report:

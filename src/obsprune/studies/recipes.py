@@ -20,7 +20,7 @@ from obsprune import __version__
 from obsprune.errors import InputError, OutputError, nearest
 from obsprune.models.checkpoint import write_text
 from obsprune.progress import Progress
-from obsprune.report.figures import save
+from obsprune.report.figures import require_matplotlib, save
 from obsprune.studies import find_study
 from obsprune.studies.base import Cell, Outcome, Table
 from obsprune.studies.material import Material
@@ -129,6 +129,7 @@ def run_recipe(
     settings = merge(recipe.settings, recipe.smoke if smoke else {}, changes or {})
     study = typed(find_study(recipe.study), settings, "settings.")
     _require_free(output)
+    require_matplotlib()
     start = time.perf_counter()
     outcome = study.run(material, progress)
     wanted = {name: one for name, one in recipe.expectations.items() if one.smoke or not smoke}
