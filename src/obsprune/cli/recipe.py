@@ -45,7 +45,8 @@ def show(name: Annotated[str, typer.Argument(help="A preset or an experiment.")]
     from obsprune.studies import recipes
 
     with guarded():
-        paths = [presets.path_of(name)] if name in presets.names() else recipes.paths_of(name).values()
+        own = name in presets.names()
+        paths = [presets.path_of(name)] if own else recipes.paths_of(name, presets.names()).values()
         typer.echo("\n".join(path.read_text(encoding="utf-8") for path in paths), nl=False)
 
 

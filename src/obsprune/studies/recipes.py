@@ -106,14 +106,16 @@ def names() -> list[str]:
     return sorted(path.relative_to(root()).with_suffix("").as_posix() for path in root().glob("*/*.yaml"))
 
 
-def paths_of(name: str) -> dict[str, Path]:
-    """The recipes that a name means, by their own: a paper's, one of them, or a YAML file. Raises InputError."""
+def paths_of(name: str, others: Iterable[str] = ()) -> dict[str, Path]:
+    """The recipes that a name means, by their own: a paper's, one of them, or a YAML file. others: names that are known
+    too, for the message. Raises InputError.
+    """
     if name.endswith((".yaml", ".yml")):
         return {Path(name).stem: Path(name)}
     found = [known for known in names() if name in (known, known.partition("/")[0])]
     if not found:
         papers = {known.partition("/")[0] for known in names()}
-        raise InputError(f"unknown recipe '{name}'; {nearest(name, papers | set(names()))}")
+        raise InputError(f"unknown recipe '{name}'; {nearest(name, {*papers, *names(), *others})}")
     return {known: root() / f"{known}.yaml" for known in found}
 
 
