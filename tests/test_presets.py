@@ -56,7 +56,7 @@ def test_recipe_list_and_show() -> None:
     shown = run(app, ["recipe", "show", "best"])
     assert (shown.exit_code, shown.stdout) == (0, path_of("best").read_text())
     refused = run(app, ["recipe", "show", "worst"])
-    assert refused.exit_code == 2 and "unknown recipe 'worst'; did you mean best" in refused.stderr
+    assert refused.exit_code == 2 and "unknown recipe 'worst'" in refused.stderr and "best" in refused.stderr
 
 
 def test_a_shown_preset_is_a_config(tmp_path: Path) -> None:
