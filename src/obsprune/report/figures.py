@@ -52,7 +52,8 @@ class Curves(Panel):
 
     def draw(self, axes: Any) -> None:
         for index, (name, line) in enumerate(self.lines.items()):
-            colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+            turn = index // len(COLOURS)  # so that no two lines have both in common
+            colour, style = COLOURS[index % len(COLOURS)], STYLES[(index + turn) % len(STYLES)]
             axes.plot(line.x, line.y, style, color=colour, label=name, linewidth=1.5)
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
@@ -82,7 +83,7 @@ class Dots(Panel):
         axes.set(title=self.title, xlabel=self.x, ylabel=self.y)
         axes.set_yscale("log" if self.log_y else "linear")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", frameon=False)
+        axes.legend(fontsize="small", framealpha=0.8)  # dots may be anywhere, also under it
 
 
 @final

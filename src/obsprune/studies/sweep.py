@@ -11,6 +11,8 @@ from obsprune.studies.base import Cell, Table, spread
 
 TOLD = (0.5, 0.8, 0.9, 0.95)
 """Sparsities of the table."""
+HIGH = 0.7
+"""From here up methods differ."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,17 @@ class Sweep:
         title = f"Against {self.baseline}, paired by seed; ± standard error, clearly: by more than two of them"
         return [Table(title, columns, rows)]
 
-    def panel(self, title: str) -> Curves:
-        """Mean and standard deviation over seeds."""
-        lines = {method: _band(self.levels, runs) for method, runs in self.runs.items()}
+    def panels(self, title: str) -> list[Curves]:
+        """Mean and standard deviation over seeds; everything, and the high sparsities by themselves."""
+        high = [index for index, level in enumerate(self.levels) if level >= HIGH] or range(len(self.levels))
+        return [self._panel(title, range(len(self.levels))), self._panel(f"the same, from {100 * HIGH:.0f} % up", high)]
+
+    def _panel(self, title: str, places: Sequence[int]) -> Curves:
+        levels = [self.levels[place] for place in places]
+        lines = {
+            method: _band(levels, [[run[place] for place in places] for run in runs])
+            for method, runs in self.runs.items()
+        }
         return Curves(title, "share of zeros", "test accuracy, %", lines)
 
 

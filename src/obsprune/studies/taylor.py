@@ -141,7 +141,7 @@ class TaylorMnist1d(Study):
         return Outcome(
             {"dense": mean(dense), **sweep.values()},
             [sweep.table(title, {name: f"{rate:.2g}" for name, rate in rates.items()}), *sweep.comparison()],
-            [Figure("accuracy", [sweep.panel("MLP 40-128-128-10 on MNIST-1D")])],
+            [Figure("accuracy", sweep.panels("MLP 40-128-128-10 on MNIST-1D"))],
             self._facts(data, rates),
         )
 
