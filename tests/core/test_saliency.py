@@ -82,6 +82,15 @@ def test_roots_of_the_output_hessian() -> None:
     assert torch.allclose(roots @ roots.mT, 2 * torch.eye(3).expand(4, 3, 3), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [30, 100, 1000])
+def test_roots_where_the_network_is_sure_of_itself(scale: float) -> None:
+    for seed in range(5):  # float32 fails on some of these
+        z = scale * torch.randn(128, 10, generator=torch.Generator().manual_seed(seed))
+        p = z.softmax(1)
+        roots = torch.stack(list(gauss_newton(z, torch.zeros(128, dtype=torch.long), cross_entropy)), 2)
+        assert torch.allclose(roots @ roots.mT, torch.diag_embed(p) - p[:, :, None] * p[:, None, :], atol=1e-5)
+
+
 def test_empirical_gradient_is_of_each_sample_alone() -> None:
     z, y = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 2, 1, 1])
     (found,) = empirical(z, y, cross_entropy)

@@ -143,7 +143,8 @@ def gauss_newton(z_BK: Tensor, asked: Tensor, loss: Loss) -> Sequence[Tensor]:
     def own(z_K: Tensor, y: Tensor) -> Tensor:
         return loss(z_K[None], y[None])
 
-    hessian_BKK = torch.func.vmap(torch.func.hessian(own))(z_BK.detach(), asked)
+    # float64: of a network that is sure of itself the Hessian is nearly zero, and eigh fails on it in float32
+    hessian_BKK = torch.func.vmap(torch.func.hessian(own))(z_BK.detach().double(), asked)
     values_BK, vectors_BKK = torch.linalg.eigh(hessian_BKK)
     roots_BKK = vectors_BKK * values_BK.clamp_min(0).sqrt()[:, None, :]
-    return list(roots_BKK.unbind(2))
+    return list(roots_BKK.to(z_BK.dtype).unbind(2))
