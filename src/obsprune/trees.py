@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,6 +15,7 @@ import yaml
 from obsprune.errors import InputError, nearest
 
 Tree = dict[str, Any]
+EXPONENT = re.compile(r"[+-]?\d+e[+-]?\d+", re.IGNORECASE)
 
 
 def read_recipe(path: Path) -> Tree:
@@ -38,6 +40,8 @@ def parse_setting(text: str) -> Tree:
         tree = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"--set {text}: the value is not YAML") from error
+    if EXPONENT.fullmatch(value):
+        tree = float(value)  # YAML 1.1 takes 1e-8, which has no point, for a word
     for name in reversed(path.split(".")):
         tree = {name: tree}
     return dict(tree)

@@ -18,6 +18,8 @@ from obsprune.errors import InputError
 MNIST = {"images": "t10k-images-idx3-ubyte.gz", "labels": "t10k-labels-idx1-ubyte.gz"}
 IDX_BYTES = {3: 16, 1: 8}
 """Bytes before the values of an IDX file, by its number of dimensions."""
+MONKS_VALUES = (3, 3, 2, 3, 4, 2)
+"""How many values each of the six attributes of the MONK's problems has: 432 cases in all."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ class Material:
         y, y_test = (torch.tensor(data[key]).long() for key in ("y", "y_test"))
         return Labelled(x, y, x_test, y_test, "MNIST-1D, the authors' frozen set: 4,000 to train on, 1,000 to test")
 
+    def monk1(self) -> Labelled:
+        """The first of the MONK's problems: six attributes from 1 up [N, 6], classes 0 and 1 [N]; 124 cases, and all
+        432 to test. Raises InputError.
+        """
+        train, test = (_monks(self.require(f"monks/monks-1.{part}", "MONK-1")) for part in ("train", "test"))
+        told = f"MONK-1 as published: {len(train)} cases to train on, {len(test)} to test"
+        return Labelled(train[:, 1:], train[:, 0], test[:, 1:], test[:, 0], told)
+
 
 def _idx(path: Path, dimensions: int) -> Tensor:
     """An IDX file's bytes. Raises InputError when it is damaged."""
@@ -95,3 +105,20 @@ def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         return dict(_ArraysOnly(io.BytesIO(path.read_bytes())).load())
     except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"{path} is no pickle of arrays ({error}); download it again") from error
+
+
+def _monks(path: Path) -> Tensor:
+    """Class and six attributes of every case [N, 7]; a line is those and a name, the first may be a header.
+
+    Raises InputError when the file is damaged.
+    """
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        table = torch.tensor([[int(value) for value in line[:7]] for line in lines if line and line[0] != "class"])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no table of a MONK's problem ({error}); download it again") from error
+    values = torch.tensor((1, *MONKS_VALUES))
+    lowest = (values > 1).long()  # a class may be 0, attributes start at 1
+    if table.ndim != 2 or table.shape[1] != 7 or bool(((table < lowest) | (table > values)).any()):
+        raise InputError(f"{path} has lines that are not a class and six attributes; download it again")
+    return table
