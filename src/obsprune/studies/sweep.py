@@ -10,7 +10,7 @@ from obsprune.report.figures import Curves, Line
 from obsprune.studies.base import Cell, Table, spread
 
 TOLD = (0.5, 0.8, 0.9, 0.95)
-"""Sparsities of the table."""
+"""The table has the levels that are nearest to these."""
 HIGH = 0.7
 """From here up methods differ."""
 
@@ -61,13 +61,16 @@ class Sweep:
 
     def table(self, title: str, notes: Mapping[str, str]) -> Table:
         """Accuracies at some levels; notes: a last cell for each method."""
-        told = [index for index, level in enumerate(self.levels) if any(abs(level - one) < 1e-9 for one in TOLD)]
-        columns = ["method", *(f"{100 * self.levels[index]:.0f} %" for index in told), "mean of all steps", "lr"]
+        told = sorted({self._nearest(level) for level in TOLD})
+        columns = ["method", *(f"{100 * self.levels[index]:.3g} %" for index in told), "mean of all steps", "lr"]
         rows: list[list[Cell]] = [
             [method, *(spread([run[i] for run in runs]) for i in told), spread([mean(run) for run in runs])]
             for method, runs in self.runs.items()
         ]
         return Table(title, columns, [[*row, notes[str(row[0])]] for row in rows])
+
+    def _nearest(self, sought: float) -> int:
+        return min(range(len(self.levels)), key=lambda index: abs(self.levels[index] - sought))
 
     def comparison(self) -> list[Table]:
         """Every method beside the baseline, where there are several seeds."""
