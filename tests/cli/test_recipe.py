@@ -39,7 +39,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 def test_list_names_presets_and_experiments(cli: Cli) -> None:
     lines = cli("recipe", "list").stdout.splitlines()
     assert any(line.startswith("  balanced ") for line in lines)
-    assert any(line.startswith("  taylor-mnist1d/original ") and "needs MNIST-1D" in line for line in lines)
+    assert any(line.startswith("  taylor-mnist1d/original ") and "needs mnist1d/" in line for line in lines)
 
 
 def test_show_prints_yaml(cli: Cli) -> None:

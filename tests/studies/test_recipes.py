@@ -148,7 +148,7 @@ def test_spread() -> None:
 def test_a_recipe_says_what_it_is(name: str) -> None:
     path = recipes.root() / f"{name}.yaml"
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert re.fullmatch(r"# .+; about [\w ]+ on 2 cores(; needs .+)?\.", first), first
+    assert re.fullmatch(r"# [A-Z].+; about \d+ minutes? on 2 cores(; needs .+)?", first), first
     recipe = PaperRecipe.read(path)
     kind = studies.find_study(recipe.study)
     assert kind(**recipe.settings) != kind(**(recipe.settings | recipe.smoke))
