@@ -28,9 +28,11 @@ ROOMS = [
     "report",
     "trees",
     "recipe",
+    "training_recipe",
     "presets",
     "plan",
     "pipeline",
+    "train_pipeline",
     "studies",
     "cli",
 ]

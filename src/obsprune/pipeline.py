@@ -32,7 +32,7 @@ from obsprune.plan import Plan, bytes_needed, draw_samples, make_plan, make_stre
 from obsprune.progress import Progress
 from obsprune.recipe import Recipe, make_recipe
 from obsprune.report.report import build_report, read_report, write_report
-from obsprune.trees import read_recipe
+from obsprune.training_recipe import recorded
 
 LOGIT_BYTES = 2**29
 """Float32 logits of two models on one batch stay under this."""
@@ -68,9 +68,7 @@ def prune(
         run.abandon()
         raise
     run.finish(model.checkpoint, model.rest)
-    if tasks:
-        evaluate(load(str(output), dtype=recipe.model.dtype, device=recipe.engine.device, blocks=recipe.model.blocks,
-                      trust_remote_code=recipe.model.trust_remote_code), tasks, run, "pruned", progress)  # fmt: skip
+    evaluate_result(recipe, tasks, run, progress)
     report = build_report(
         run, recipe.tree(), plan.model, plan.draw.facts, plan.notices, time.perf_counter() - begin, command
     )
@@ -171,6 +169,15 @@ def evaluate(model: Model, tasks: list[Task], run: RunDir, who: str, progress: P
                 progress.notice(f"{task.name}: {damaged} images cannot be read and are left out")
 
 
+def evaluate_result(recipe: Recipe, tasks: list[Task], run: RunDir, progress: Progress) -> None:
+    """Scores the finished checkpoint as anybody would load it."""
+    if tasks:
+        part = recipe.model
+        model = load(str(run.path), dtype=part.dtype, device=recipe.engine.device, blocks=part.blocks,
+                     trust_remote_code=part.trust_remote_code)  # fmt: skip
+        evaluate(model, tasks, run, "pruned", progress)
+
+
 def evaluate_checkpoint(
     name: str, names: list[str], progress: Progress, compare: str | None = None, limit: int | None = None, **how: Any
 ) -> dict[str, Any]:
@@ -243,7 +250,7 @@ def recorded_recipe(directory: Path) -> Recipe | None:
     if not path.is_file():
         return None
     try:
-        return make_recipe(read_recipe(path))
+        return recorded(path)
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
 

@@ -176,16 +176,23 @@ def run_facts(plan: Plan) -> dict[str, Any]:
     return {
         **{key: value for key, value in plan.recipe.tree().items() if key not in ("evaluation", "rounds")},
         "rounds": {key: value for key, value in plan.recipe.tree()["rounds"].items() if key != "memory"},
+        **machine_facts(plan.model),
+        "calibration_sha256": plan.draw.facts["sha256"],
+        "rounds_sha256": [samples.content_hash() for samples in plan.draw.further],
+        "heldout_sha256": plan.draw.facts["heldout_sha256"],
+    }
+
+
+def machine_facts(model: Model) -> dict[str, Any]:
+    """What decides a run's bytes beside recipe and samples."""
+    return {
         "obsprune": __version__,
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "python": platform.python_version(),
-        "device": str(plan.model.device),
-        "dtype": str(plan.model.dtype),
-        "calibration_sha256": plan.draw.facts["sha256"],
-        "rounds_sha256": [samples.content_hash() for samples in plan.draw.further],
-        "heldout_sha256": plan.draw.facts["heldout_sha256"],
-        "checkpoint": plan.model.checkpoint.fingerprint(),
+        "device": str(model.device),
+        "dtype": str(model.dtype),
+        "checkpoint": model.checkpoint.fingerprint(),
     }
 
 

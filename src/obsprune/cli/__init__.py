@@ -11,6 +11,7 @@ from obsprune.cli.evaluate import evaluate
 from obsprune.cli.inspect import inspect
 from obsprune.cli.prune import prune
 from obsprune.cli.recipe import app as recipe
+from obsprune.cli.train_prune import train_prune
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")}
 app = typer.Typer(
@@ -20,7 +21,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=SETTINGS,
 )
-COMMANDS: dict[str, Callable[..., None]] = {"prune": prune, "eval": evaluate, "inspect": inspect}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "prune": prune,
+    "train-prune": train_prune,
+    "eval": evaluate,
+    "inspect": inspect,
+}
 for name, command in COMMANDS.items():
     app.command(name, context_settings=SETTINGS)(guarded()(command))
 app.add_typer(recipe, name="recipe")

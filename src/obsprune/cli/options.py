@@ -51,6 +51,47 @@ Set = Annotated[
     ),
 ]
 
+# Pruning with retraining
+TrainSparsity = Annotated[float | None, Option("--sparsity", help="Share of zeros at the end. [default: 0.5]")]
+Method = Annotated[
+    str | None,
+    Option(
+        help="A layer solver, such as sparsegpt; or obd, taylor, first-order or magnitude, over all matrices together. "
+        "[default: sparsegpt]"
+    ),
+]
+Curvature = Annotated[
+    str | None,
+    Option(help="For taylor and obd: batch, sample, kfac or gauss-newton. [default: batch for taylor, sample for obd]"),
+]
+Steps = Annotated[int | None, Option(help="How often is pruned and retrained. [default: 10]")]
+Epochs = Annotated[int | None, Option(help="Over the training images, after each pruning. [default: 1]")]
+Rate = Annotated[float | None, Option("--lr", help="Adam's at the beginning of each step. [default: 1e-4]")]
+TrainBatchSize = Annotated[int | None, Option("--batch-size", help="Images of an optimizer step. [default: 32]")]
+TrainDataset = Annotated[
+    str | None,
+    Option(
+        "--dataset",
+        metavar="imagenet=PATH",
+        help="Labelled images to train on: a tree with a folder a class, a labels file (path, class), a saved data set "
+        "or its id.",
+    ),
+]
+TrainSet = Annotated[
+    list[str] | None,
+    Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other setting of the recipe.yaml of a result: data.heldout=64, training.norms=moving. Repeatable.",
+    ),
+]
+Scored = Annotated[int | None, Option("--nsamples", help="Images that scores are measured on. [default: 256]")]
+TrainSeed = Annotated[int | None, Option("--seed", help="Draws and shuffles; same seed, same bytes. [default: 0]")]
+TrainDtype = Annotated[
+    str | None,
+    Option("--dtype", help="Of the forward passes: float32 or bfloat16; weights are float32. [default: float32]"),
+]
+
 # The data
 Dataset = Annotated[
     str | None,

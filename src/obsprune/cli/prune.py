@@ -54,11 +54,11 @@ def prune(
     from obsprune.recipe import make_recipe
     from obsprune.trees import parse_setting, read_recipe
 
-    flags = _given(
-        model=_given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
-        data=_given(dataset=dataset, text_column=text_column, nsamples=nsamples, seqlen=seqlen),
-        solver=_given(name=solver),
-        engine=_given(device=device, batch_size=_number(batch_size)),
+    flags = given(
+        model=given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
+        data=given(dataset=dataset, text_column=text_column, nsamples=nsamples, seqlen=seqlen),
+        solver=given(name=solver),
+        engine=given(device=device, batch_size=_number(batch_size)),
         sparsity=sparsity,
         pattern=pattern,
         iters=iters,
@@ -73,18 +73,18 @@ def prune(
     output = output_dir or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"
     if dry_run:
         plan = make_plan(recipe, token)
-        _show(dry_run_tables(plan), describe(plan), json_)
+        show(dry_run_tables(plan), describe(plan), json_)
         return
     with Watch(quiet or json_) as watch:
         report = pipeline.prune(
-            recipe, output, watch, force, token, shlex.join(["obsprune", *_without_token(sys.argv[1:])])
+            recipe, output, watch, force, token, shlex.join(["obsprune", *without_token(sys.argv[1:])])
         )
-    _show([] if quiet else prune_tables(report), report, json_)
+    show([] if quiet else prune_tables(report), report, json_)
     if not json_:
         typer.echo(report["output"])
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def given(**values: Any) -> dict[str, Any]:
     """What the user said: an empty section of a recipe must not replace one from a file."""
     return {key: value for key, value in values.items() if value is not None and value != {}}
 
@@ -93,13 +93,14 @@ def _number(text: str | None) -> int | str | None:
     return int(text) if text and text.lstrip("-").isdigit() else text
 
 
-def _without_token(words: list[str]) -> list[str]:
+def without_token(words: list[str]) -> list[str]:
     """The command line for the report, without a secret in it."""
     hidden = [index + 1 for index, word in enumerate(words) if word == "--token"]
     return ["***" if index in hidden or word.startswith("--token=") else word for index, word in enumerate(words)]
 
 
-def _show(tables: list[Any], machine: dict[str, Any], as_json: bool) -> None:
+def show(tables: list[Any], machine: dict[str, Any], as_json: bool) -> None:
+    """The result, for a person or for a machine."""
     if as_json:
         typer.echo(json.dumps(machine, indent=1))
     else:

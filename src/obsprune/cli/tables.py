@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+SAID = {"error": ".4f", "damping": "g", "seconds": ".2f"}
+"""What a layer solver says of a matrix, and how it is written."""
+
 
 def _table(title: str, columns: list[str], left: int = 1) -> Table:
     table = Table(
@@ -96,26 +99,44 @@ def _rounds_table(entries: list[dict[str, Any]]) -> Table:
 
 
 def _facts_table(report: dict[str, Any]) -> Table:
+    rows = [*_one_shot_rows(report), ("time", _time(report["seconds"]))]
+    if report["rounds"]:
+        seen, unit = report["data"]["rounds"]["seen"], report["data"]["unit"]
+        rows.append((unit, f"{seen} different ones in all rounds; * best round"))
+    return _result_table(report, rows)
+
+
+def _result_table(report: dict[str, Any], rows: list[tuple[str, str]]) -> Table:
+    """What was reached, then what is the command's own, then memory and notes."""
     facts = _table("result", ["", ""], left=2)
     sparsity, memory = report["sparsity"], report["peak_memory_bytes"]
     _row(facts, "sparsity", f"asked {sparsity['asked']:.4f} ({sparsity['pattern']}), reached {sparsity['reached']:.4f} "
          f"of {sparsity['weights']:,} weights in {len(report['matrices'])} matrices")  # fmt: skip
-    for row in _one_shot_rows(report):
+    for row in rows:
         _row(facts, *row)
-    _row(facts, "time", _time(report["seconds"]))
-    if report["rounds"]:
-        seen, unit = report["data"]["rounds"]["seen"], report["data"]["unit"]
-        _row(facts, unit, f"{seen} different ones in all rounds; * best round")
     _row(facts, "peak memory", ", ".join(f"{value / 1e9:.2f} GB {where}" for where, value in memory.items()))
     for warning in report["warnings"]:
         _row(facts, "note", warning)
     return facts
 
 
+def training_tables(report: dict[str, Any]) -> list[Table]:
+    """The steps, dense against pruned, and the facts of the run."""
+    steps = _table("steps", ["step", "sparsity", "training loss", "time"])
+    for step in report["steps"]:
+        loss = "" if step["loss"] is None else f"{step['loss']:.4f}"
+        _row(steps, step["number"], f"{step['sparsity']:.4f}", loss, seconds(step["seconds"]))
+    training = report["training"]
+    trained = f"{training['parameters']:,} weights in the blocks, by Adam at {training['lr']:g}; the rest as stored"
+    rows = [("trained", trained), ("time", _time(report["seconds"]))]
+    scores = [_scores_table(report["evaluation"])] if report["evaluation"] else []
+    return [steps, *scores, _result_table(report, rows)]
+
+
 def _time(spent: dict[str, float]) -> str:
     """The total, and the parts that took any."""
-    parts = {"allocation": "allocation", "pruning": "pruning", "rounds": "further rounds"}
-    told = ", ".join(f"{name} {seconds(spent[key])}" for key, name in parts.items() if spent[key])
+    parts = {"allocation": "allocation", "pruning": "pruning", "rounds": "further rounds", "steps": "steps"}
+    told = ", ".join(f"{name} {seconds(spent[key])}" for key, name in parts.items() if spent.get(key))
     return f"{seconds(spent['total'])} ({told})"
 
 
@@ -155,9 +176,6 @@ def dry_run_tables(plan: Any) -> list[Table]:
     method = _table("method", ["", ""], left=2)
     for key, value in _method(plan.recipe).items():
         _row(method, key, value)
-    skipped = _table("stays dense", ["weight", "why"], left=2)
-    for name, why in plan.model.skipped.items():
-        _row(skipped, name, why)
     facts = _table("calibration", ["", ""], left=2)
     for key, value in plan.draw.facts.items():
         if key != "rounds":
@@ -167,7 +185,34 @@ def dry_run_tables(plan: Any) -> list[Table]:
         _row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different {unit} together")
     for notice in plan.notices:
         _row(facts, "note", notice)
-    return [matrices, skipped, method, facts]
+    return [matrices, _skipped_table(plan.model), method, facts]
+
+
+def _skipped_table(model: Any) -> Table:
+    skipped = _table("stays dense", ["weight", "why"], left=2)
+    for name, why in model.skipped.items():
+        _row(skipped, name, why)
+    return skipped
+
+
+def training_dry_run_tables(plan: Any) -> list[Table]:
+    """What would be pruned, what would not and why, how sparse after each step, and on how many images."""
+    matrices = _table("to prune", ["matrix", "rows", "columns"])
+    for matrix in plan.model.matrices:
+        _row(matrices, matrix.name, *matrix.shape)
+    part, course, data = plan.recipe.training, plan.course, plan.facts
+    by = part.method if part.curvature == "none" else f"{part.method}, curvature {part.curvature}"
+    updates = f"{data['updates']:,} in {len(course.sparsities)} x {part.epochs} epochs over {data['trained']:,} images"
+    method = _table("course", ["", ""], left=2)
+    _row(method, "method", by)
+    _row(method, "sparsities", ", ".join(f"{sparsity:.4g}" for sparsity in course.sparsities))
+    _row(method, "optimizer steps", f"{updates}, Adam from {part.lr:g} to 0 in each step")
+    facts = _table("images", ["", ""], left=2)
+    for key, value in data.items():
+        _row(facts, key, value)
+    for notice in plan.common.notices:
+        _row(facts, "note", notice)
+    return [matrices, _skipped_table(plan.model), method, facts]
 
 
 def eval_table(scores: dict[str, Any]) -> str:
@@ -229,12 +274,13 @@ def _parts_tables(task: str, entry: dict[str, Any]) -> list[Table]:
 
 
 def inspect_table(result: dict[str, Any]) -> str:
-    """One line a matrix."""
-    table = _table("", ["matrix", "shape", "sparsity", "error", "damping", "seconds", "stored as"])
+    """One line a matrix, with what its solver said, where one was asked."""
+    told = {name: form for name, form in SAID.items() if name in result["matrices"][0]}
+    table = _table("", ["matrix", "shape", "sparsity", *told, "stored as"])
     for matrix in result["matrices"]:
         rows, columns = matrix["shape"]
-        _row(table, matrix["name"], f"{rows} x {columns}", f"{matrix['sparsity']:.4f}", f"{matrix['error']:.4f}",
-             f"{matrix['damping']:g}", f"{matrix['seconds']:.2f}", matrix["dtype"])  # fmt: skip
+        said = (format(matrix[name], form) for name, form in told.items())
+        _row(table, matrix["name"], f"{rows} x {columns}", f"{matrix['sparsity']:.4f}", *said, matrix["dtype"])
     total = result["sparsity"]
     return f"{plain(table)}\n{total['zeros']:,} of {total['weights']:,} weights are zero ({total['reached']:.4f})"
 
@@ -242,7 +288,9 @@ def inspect_table(result: dict[str, Any]) -> str:
 def verdict_table(name: str, results: dict[str, Any]) -> Table:
     """PASS or the difference, for each expected value of an experiment."""
     kind = ", smoke run" if results["smoke"] else ""
-    table = _table(f"{name}{kind}, {seconds(results['seconds'])}", ["value", "verdict", "found", "expected", "source"])
+    table = _table(
+        f"{name}{kind}, {seconds(results['seconds'])}", ["value", "verdict", "found", "expected", "source"], left=5
+    )
     for one in results["verdicts"]:
         verdict = "PASS" if one["met"] else "DIFFERS"
         found = "not a finite number" if one["found"] is None else f"{one['found']:.4g}"

@@ -55,10 +55,13 @@ class Trainee:
 
 
 def gradients(trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
-    """Of the mean loss of a batch, [R, C] by matrix."""
+    """Of the mean loss of a batch, [R, C] by matrix. Raises InputError for a matrix the loss does not depend on."""
     parameters = {matrix.parameter: matrix.tensor for matrix in trainee.matrices}
-    found = torch.autograd.grad(trainee.mean_loss(batch), list(parameters.values()))
+    found = torch.autograd.grad(trainee.mean_loss(batch), list(parameters.values()), allow_unused=True)
     by_name = dict(zip(parameters, found, strict=True))
+    for name, gradient in by_name.items():
+        if gradient is None:
+            raise InputError(f"no gradient reaches {name}; leave it dense (--skip)")
     return {matrix.name: matrix.turn(by_name[matrix.parameter]).float() for matrix in trainee.matrices}
 
 

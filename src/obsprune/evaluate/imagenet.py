@@ -75,12 +75,7 @@ def imagenet_task(name: str, samples_source: ImageSource, labels: Labels, limit:
     """
     every = samples_source.every()
     samples = every if limit is None or limit >= len(every) else every.take(spaced(len(every), limit))
-    unknown = samples.classes.count(None)
-    if unknown:
-        raise InputError(
-            f"{name}: {unknown:,} of {len(samples):,} images have no class of the model's, and accuracy needs them: "
-            f"{every.layout.rule} (--task imagenet=FILE)"
-        )
+    samples.labelled(name, "accuracy", "--task")
     return ImageNetTask(name, samples, _protocol(samples, len(every), labels))
 
 

@@ -97,6 +97,22 @@ class ImageSamples(Samples):
         """The model's index for the class of each, None where it is unknown."""
         return [self.layout.classes[place] for place in self.places]
 
+    def labelled(self, name: str, purpose: str, flag: str) -> list[int]:
+        """`classes`, none of them unknown. Raises InputError that says what needs them, and which flag can help."""
+        known = [index for index in self.classes if index is not None]
+        unknown = len(self) - len(known)
+        if unknown:
+            raise InputError(
+                f"{name}: {unknown:,} of {len(self):,} images have no class of the model's, and {purpose} needs them: "
+                f"{self.layout.rule} ({flag} imagenet=FILE)"
+            )
+        return known
+
+    def others(self) -> ImageSamples:
+        """All images of the source that are not among these, in its order."""
+        taken = set(self.places)
+        return replace(self, places=[place for place in range(len(self.layout.pictures)) if place not in taken])
+
     @property
     def positions(self) -> int:
         return 1

@@ -1,0 +1,75 @@
+"""`obsprune train-prune`: flags become a recipe, the pipeline prunes and retrains, the end is a table and a path."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import typer
+
+from obsprune.cli import options
+from obsprune.cli.console import Watch, quiet_libraries
+from obsprune.cli.prune import OUT, given, show, without_token
+from obsprune.cli.tables import training_dry_run_tables, training_tables
+from obsprune.errors import InputError
+
+
+def train_prune(
+    model: options.Model = None,
+    sparsity: options.TrainSparsity = None,
+    method: options.Method = None,
+    curvature: options.Curvature = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    lr: options.Rate = None,
+    batch_size: options.TrainBatchSize = None,
+    dataset: options.TrainDataset = None,
+    nsamples: options.Scored = None,
+    seed: options.TrainSeed = None,
+    dtype: options.TrainDtype = None,
+    device: options.Device = None,
+    output_dir: options.OutputDir = None,
+    config: options.Config = None,
+    set_: options.TrainSet = None,
+    skip: options.Skip = None,
+    eval_: options.Eval = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Prune an image classifier in steps, retrain it after each, and write a sparse checkpoint."""
+    quiet_libraries()
+    from obsprune import train_pipeline
+    from obsprune.training_recipe import make_training
+    from obsprune.trees import parse_setting, read_recipe
+
+    flags = given(
+        model=given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
+        data=given(dataset=dataset, nsamples=nsamples),
+        training=given(method=method, curvature=curvature, steps=steps, epochs=epochs, lr=lr, batch_size=batch_size),
+        sparsity=sparsity,
+        device=device,
+        seed=seed,
+        skip=skip,
+        evaluation=eval_,
+    )
+    settings = [parse_setting(text) for text in set_ or []]
+    recipe = make_training(read_recipe(config) if config else {}, flags, *settings)
+    if not recipe.model.name:
+        raise InputError("no model given: name a directory or a Hugging Face id")
+    output = output_dir or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"
+    if dry_run:
+        plan = train_pipeline.make_training_plan(recipe, token)
+        show(training_dry_run_tables(plan), train_pipeline.describe(plan), json_)
+        return
+    with Watch(quiet or json_) as watch:
+        command = shlex.join(["obsprune", *without_token(sys.argv[1:])])
+        report = train_pipeline.train_prune(recipe, output, watch, force, token, command)
+    show([] if quiet else training_tables(report), report, json_)
+    if not json_:
+        typer.echo(report["output"])
