@@ -22,6 +22,9 @@ from obsprune.progress import Progress
 from obsprune.report.report import build_training_report, write_report
 from obsprune.training_recipe import TrainingRecipe
 
+FEW = 100
+"""With more classes than this, passes for each of them take hours."""
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -78,6 +81,12 @@ def make_training_plan(recipe: TrainingRecipe, token: str | None = None) -> Trai
     assert isinstance(drawn.heldout, ImageSamples)
     images = drawn.heldout.others()
     images.labelled(images.name, "training", "--dataset")
+    if recipe.training.curvature == "gauss-newton" and model.classes > FEW:
+        raise InputError(
+            f"gauss-newton takes a backward pass for each class, and {name} has {model.classes:,}; use --curvature "
+            "sample or kfac"
+        )
+    notices.append(f"{len(images):,} images to train on, {len(drawn.heldout):,} others held out")
     return TrainingPlan(recipe, Plan(like, model, drawn, patterns, notices), images, recipe.make_course())
 
 

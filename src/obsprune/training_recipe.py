@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -130,7 +129,7 @@ class TrainingRecipe:
 
 def make_training(*trees: Mapping[str, Any]) -> TrainingRecipe:
     """One recipe from trees of growing priority, checked and with every default written out. Raises InputError."""
-    asked: TrainingRecipe = typed(TrainingRecipe, merge(*trees), "")
+    asked: TrainingRecipe = typed(TrainingRecipe, _merged(trees), "")
     if asked.model.dtype not in COMPUTE:
         raise InputError(f"--dtype {asked.model.dtype} is not for training; {nearest(asked.model.dtype, COMPUTE)}")
     evaluated = not asked.evaluation or "heldout" in asked.evaluation
@@ -138,6 +137,17 @@ def make_training(*trees: Mapping[str, Any]) -> TrainingRecipe:
     data = dataclasses.replace(asked.data, heldout=heldout)
     recipe = dataclasses.replace(asked, data=data, training=_resolved(asked.training))
     return dataclasses.replace(recipe, sparsity=recipe.like.sparsity)  # which has checked all that is alike
+
+
+def _merged(trees: Iterable[Mapping[str, Any]]) -> Tree:
+    """As `merge`; another method drops the curvature of the one before."""
+    result: Tree = {}
+    for tree in trees:
+        before, part = result.get("training", {}), tree.get("training")
+        if isinstance(part, Mapping) and part.get("method", before.get("method")) != before.get("method"):
+            result["training"] = {key: value for key, value in before.items() if key != "curvature"}
+        result = merge(result, tree)
+    return result
 
 
 def _resolved(part: TrainingPart) -> TrainingPart:
@@ -153,8 +163,8 @@ def _resolved(part: TrainingPart) -> TrainingPart:
             raise InputError(f"{name} {value}: a number from {least} up is expected")
     if part.norms not in NORMS:
         raise InputError(f"training.norms is '{part.norms}'; {nearest(part.norms, NORMS)}")
-    if not 0 < part.lr < math.inf:
-        raise InputError(f"--lr {part.lr:g}: a positive number is expected")
+    if not 0 < part.lr <= 1:
+        raise InputError(f"--lr {part.lr:g}: a positive number, 1 at most, is expected")
     own = METHODS[part.method].curvature
     if part.curvature is None:
         return dataclasses.replace(part, curvature=own)

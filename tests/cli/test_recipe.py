@@ -57,13 +57,13 @@ def test_a_run_that_is_as_expected(cli: Cli, toy: str, tmp_path: Path) -> None:
 
 
 def test_a_run_that_differs_ends_with_1(cli: Cli, toy: str) -> None:
-    result = cli("recipe", "run", toy, "--set", "size=4", "--seeds", "2", "--data", "somewhere", "-o", "out", "--json")
+    result = cli("recipe", "run", toy, "--set", "size=4", "--seeds", "2", "--data", ".", "-o", "out", "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)["toy"]
     assert found["settings"] == {"seeds": 2, "size": 4}
-    assert found["facts"] == {"data": "somewhere"}
+    assert found["facts"] == {"data": "."}
     assert found["verdicts"][0]["met"] is False
-    assert "DIFFERS" in cli("recipe", "run", toy, "--set", "size=4").stdout
+    assert "DIFFERS" in cli("recipe", "run", toy, "--set", "settings.size=4").stdout
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,7 @@ def test_a_run_that_differs_ends_with_1(cli: Cli, toy: str) -> None:
         (["absent.yaml"], "there is no recipe absent.yaml"),
         (["toy.yaml", "--set", "sise=3"], "did you mean size"),
         (["toy.yaml", "-o", "toy.yaml"], "choose another -o"),
+        (["toy.yaml", "--data", "nowhere"], "Invalid value"),
     ],
 )
 def test_what_cannot_be_run(cli: Cli, toy: str, words: list[str], says: str) -> None:

@@ -178,5 +178,12 @@ def test_a_rate_that_explodes_is_an_error() -> None:
     network = network_of()
     trainee = Trainee.of(network, lambda batch: network(batch["x"]))
     wild = Retraining(partial(epoch, torch.Generator().manual_seed(0)), partial(torch.optim.SGD, lr=1e30), 3)
-    with pytest.raises(ObspruneError, match="lower the learning rate"):
+    with pytest.raises(ObspruneError, match="loss is not finite; lower the learning rate"):
         wild(trainee, {})
+    last = Retraining(partial(epoch, torch.Generator(), 48), lambda p: torch.optim.SGD(p, lr=float("inf")), 1)
+    with pytest.raises(ObspruneError, match="weights are not finite; lower the learning rate"):
+        last(trainee_of(network_of()), {})
+
+
+def trainee_of(network: nn.Module) -> Trainee:
+    return Trainee.of(network, lambda batch: network(batch["x"]))

@@ -16,7 +16,7 @@ from obsprune.report.figures import Dots, Figure
 from obsprune.studies import recipes
 from obsprune.studies.base import Outcome, Study, Table, spread
 from obsprune.studies.material import Material
-from obsprune.studies.recipes import Expected, PaperRecipe, judge, run_recipe
+from obsprune.studies.recipes import Expected, Experiment, PaperRecipe, judge
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_run_is_judged_and_written(toy: Path, tmp_path: Path) -> None:
-    results = run_recipe(toy, tmp_path / "out", Material(), Silent())
+    results = Experiment.prepare(toy, tmp_path / "out", Material()).run(Silent())
     assert [(one["name"], one["met"]) for one in results["verdicts"]] == [("size", True), ("nan", False)]
     assert results["settings"] == {"seeds": 7, "size": 4}
     written = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -54,10 +54,11 @@ def test_a_run_is_judged_and_written(toy: Path, tmp_path: Path) -> None:
 
 
 def test_a_smoke_run_and_changes(toy: Path, tmp_path: Path) -> None:
-    smoke = run_recipe(toy, tmp_path / "out", Material(), Silent(), smoke=True)
+    smoke = Experiment.prepare(toy, tmp_path / "out", Material(), smoke=True).run(Silent())
     assert smoke["settings"]["seeds"] == 1
     assert [one["name"] for one in smoke["verdicts"]] == ["size"]
-    changed = run_recipe(toy, tmp_path / "out", Material(), Silent(), changes={"size": 5.0, "seeds": 2})
+    changes = {"size": 5.0, "seeds": 2}
+    changed = Experiment.prepare(toy, tmp_path / "out", Material(), changes=changes, force=True).run(Silent())
     assert changed["settings"] == {"seeds": 2, "size": 5.0}
     assert not changed["verdicts"][0]["met"]
 
@@ -88,22 +89,51 @@ def test_verdicts(expected: Expected, found: float, met: bool) -> None:
         ("study: toy\nexpected: {size: {value: 1, source: me}}", "give value and a tolerance"),
         ("study: toy\nexpected: {size: {at_most: 1, at_least: 0, source: me}}", "or at_most, or at_least"),
         ("study: toy\nexpected: {size: {at_most: 1}}", r"'expected.size.source' is missing"),
-        ("study: toy\nexpected: {weight: {at_most: 1, source: me}}", "gives no such value"),
+        ("study: toy\nsettings: {seeds: 0}", "seeds is 0"),
         ("- a list", "a mapping"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(toy: Path, tmp_path: Path, text: str, says: str) -> None:
     toy.write_text(text)
     with pytest.raises(InputError, match=says):
-        run_recipe(toy, tmp_path / "out", Material(), Silent())
+        Experiment.prepare(toy, tmp_path / "out", Material()).run(Silent())
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_not_measured_is_not_met_and_nothing_is_lost(toy: Path, tmp_path: Path) -> None:
+    toy.write_text("study: toy\nexpected: {weight: {at_most: 1, source: me}}")
+    results = Experiment.prepare(toy, tmp_path / "out", Material()).run(Silent())
+    assert [(one["found"], one["met"]) for one in results["verdicts"]] == [(None, False)]
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_settings_that_break_a_study_are_named(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Toy, "run", lambda *_: [][0])
+    with pytest.raises(InputError, match="does not work with size=0: list index out of range"):
+        Experiment.prepare(toy, tmp_path / "out", Material(), changes={"size": 0}).run(Silent())
+    with pytest.raises(IndexError):  # a mistake of ours, and not to be hidden
+        Experiment.prepare(toy, tmp_path / "out", Material()).run(Silent())
+
+
+def test_finished_results_are_kept(toy: Path, tmp_path: Path) -> None:
+    Experiment.prepare(toy, tmp_path / "out", Material()).run(Silent())
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    with pytest.raises(InputError, match="results of a former run; use --force"):
+        Experiment.prepare(toy, tmp_path / "out", Material())
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["sparse-recovery/mnist", "obs-monks/monk1", "taylor-mnist1d/original"])
+def test_data_is_asked_for_before_the_work(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--data DIR"):
+        Experiment.prepare(recipes.root() / f"{name}.yaml", tmp_path / "out", Material())
 
 
 def test_nothing_of_others_is_overwritten(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("mine")
     with pytest.raises(InputError, match="no result of a recipe"):
-        run_recipe(toy, tmp_path / "out", Material(), Silent())
+        Experiment.prepare(toy, tmp_path / "out", Material()).run(Silent())
 
 
 def test_names() -> None:
@@ -176,7 +206,9 @@ def test_committed_results_are_the_recipe_s_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_smoke(name: str, assets: Path, tmp_path: Path) -> None:
-    results = run_recipe(recipes.root() / f"{name}.yaml", tmp_path / "out", Material(assets), Silent(), smoke=True)
+    results = Experiment.prepare(recipes.root() / f"{name}.yaml", tmp_path / "out", Material(assets), smoke=True).run(
+        Silent()
+    )
     assert [one for one in results["verdicts"] if not one["met"]] == []
     assert results["values"]
     assert list((tmp_path / "out").glob("*.png"))

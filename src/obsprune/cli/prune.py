@@ -46,7 +46,7 @@ def prune(
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Prune a causal language model or an image classifier and write a sparse checkpoint."""
+    """Prune a language model or an image classifier and write a sparse checkpoint."""
     quiet_libraries()
     from obsprune import pipeline
     from obsprune.plan import describe, make_plan

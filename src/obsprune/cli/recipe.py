@@ -17,8 +17,22 @@ OUT = Path("obsprune-out") / "recipes"
 Data = Annotated[
     Path | None,
     typer.Option(
-        envvar="OBSPRUNE_ASSETS", help="A folder with the data: mnist/, mnist1d/, monks/.", show_default=False
+        envvar="OBSPRUNE_ASSETS",
+        exists=True,
+        file_okay=False,
+        help="A folder with the data: mnist/, mnist1d/, monks/.",
+        show_default=False,
     ),
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Another value of one of its `settings` (recipe show): steps=5. Repeatable."
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output-dir", "-o", help="Where the results go. (default: ./obsprune-out/recipes/PAPER/NAME)"),
 ]
 
 
@@ -54,10 +68,11 @@ def show(name: Annotated[str, typer.Argument(help="A preset or an experiment.")]
 def run(
     name: Annotated[str, typer.Argument(help="A paper, one of its experiments (PAPER/NAME), or a YAML file.")],
     smoke: Annotated[bool, typer.Option("--smoke", help="Everything once, as small as it goes.")] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How often it is repeated. [default: the recipe's]")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How often it is repeated. (default: the recipe's)")] = None,
     data: Data = None,
-    set_: options.Set = None,
-    output_dir: options.OutputDir = None,
+    set_: Setting = None,
+    output_dir: Output = None,
+    force: options.Force = False,
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -73,15 +88,25 @@ def run(
     with guarded():
         if name in presets.names():
             raise InputError(f"{name} is a preset; obsprune prune MODEL --preset {name}")
-        changes = merge(*(parse_setting(text) for text in set_ or []), {"seeds": seeds} if seeds else {})
-        for known, path in recipes.paths_of(name).items():
-            output = output_dir / Path(known).name if output_dir else OUT / known
+        settings = (parse_setting(text.removeprefix("settings.")) for text in set_ or [])
+        changes = merge(*settings, {"seeds": seeds} if seeds else {})
+        planned = {
+            known: recipes.Experiment.prepare(
+                path, _folder(known, output_dir, smoke), Material(data), smoke, changes, force
+            )
+            for known, path in recipes.paths_of(name).items()
+        }  # all of them, before the first one's work
+        for known, experiment in planned.items():
             with Watch(quiet or json_) as watch:
-                found[known] = recipes.run_recipe(path, output, Material(data), watch, smoke, changes)
+                found[known] = experiment.run(watch)
             if not json_:
                 typer.echo(plain(verdict_table(known, found[known])))
-                err.print(f"tables and figures: {output}")
+                err.print(f"tables and figures: {experiment.output}")
     if json_:
         typer.echo(json.dumps(found, indent=1))
     if not all(verdict["met"] for results in found.values() for verdict in results["verdicts"]):
         raise typer.Exit(1)
+
+
+def _folder(name: str, asked: Path | None, smoke: bool) -> Path:
+    return asked / Path(name).name if asked else OUT / f"{name}-smoke" if smoke else OUT / name

@@ -13,7 +13,8 @@ SAID = {"error": ".4f", "damping": "g", "seconds": ".2f"}
 """What a layer solver says of a matrix, and how it is written."""
 
 
-def _table(title: str, columns: list[str], left: int = 1) -> Table:
+def new_table(title: str, columns: list[str], left: int = 1) -> Table:
+    """An empty table; the first `left` columns are aligned to the left."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim",
         show_header=any(columns),
@@ -23,7 +24,8 @@ def _table(title: str, columns: list[str], left: int = 1) -> Table:
     return table
 
 
-def _row(table: Table, *cells: Any) -> None:
+def add_row(table: Table, *cells: Any) -> None:
+    """One more row."""
     table.add_row(*(Text(str(cell)) for cell in cells))  # Text: names from a model are never markup
 
 
@@ -57,12 +59,19 @@ def prune_tables(report: dict[str, Any]) -> list[Table]:
 
 
 def _scores_table(evaluation: dict[str, Any]) -> Table:
-    scores = _table("evaluation", ["task", "metric", "dense", "pruned", "change", "p", "on"])
+    scores = new_table("evaluation", ["task", "metric", "dense", "pruned", "change", "p", "on"])
     for task, pair in evaluation.items():
         dense, pruned = pair["dense"], pair["pruned"]
         metric = dense["metric"]
-        _row(scores, short(task), metric, f"{dense[metric]:.3f}", f"{pruned[metric]:.3f}", *change(pruned, dense, pair),
-             amount(dense))  # fmt: skip
+        add_row(
+            scores,
+            short(task),
+            metric,
+            f"{dense[metric]:.3f}",
+            f"{pruned[metric]:.3f}",
+            *change(pruned, dense, pair),
+            amount(dense),
+        )
     return scores
 
 
@@ -88,13 +97,19 @@ def amount(values: dict[str, Any]) -> str:
 
 def _rounds_table(entries: list[dict[str, Any]]) -> Table:
     told = list(entries[0]["told"])
-    rounds = _table("rounds, on what was held out", ["round", "KL", *told, "step", "rate", "moved", "time"])
+    rounds = new_table("rounds, on what was held out", ["round", "KL", *told, "step", "rate", "moved", "time"])
     for entry in entries:
         further = entry["round"] > 1
-        _row(rounds, f"{entry['round']}{' *' if entry['best'] else ''}", f"{entry['heldout_kl']:.4f}",
-             *(f"{entry['told'][name]:.3f}" for name in told), f"{entry['step']:.2g}" if further else "",
-             f"{entry['rate']:.2g}" if entry.get("rate") else "", f"{entry['moved']:.2%}" if further else "",
-             seconds(entry["seconds"]))  # fmt: skip
+        add_row(
+            rounds,
+            f"{entry['round']}{' *' if entry['best'] else ''}",
+            f"{entry['heldout_kl']:.4f}",
+            *(f"{entry['told'][name]:.3f}" for name in told),
+            f"{entry['step']:.2g}" if further else "",
+            f"{entry['rate']:.2g}" if entry.get("rate") else "",
+            f"{entry['moved']:.2%}" if further else "",
+            seconds(entry["seconds"]),
+        )
     return rounds
 
 
@@ -108,24 +123,28 @@ def _facts_table(report: dict[str, Any]) -> Table:
 
 def _result_table(report: dict[str, Any], rows: list[tuple[str, str]]) -> Table:
     """What was reached, then what is the command's own, then memory and notes."""
-    facts = _table("result", ["", ""], left=2)
+    facts = new_table("result", ["", ""], left=2)
     sparsity, memory = report["sparsity"], report["peak_memory_bytes"]
-    _row(facts, "sparsity", f"asked {sparsity['asked']:.4f} ({sparsity['pattern']}), reached {sparsity['reached']:.4f} "
-         f"of {sparsity['weights']:,} weights in {len(report['matrices'])} matrices")  # fmt: skip
+    add_row(
+        facts,
+        "sparsity",
+        f"asked {sparsity['asked']:.4f} ({sparsity['pattern']}), reached {sparsity['reached']:.4f} "
+        f"of {sparsity['weights']:,} weights in {len(report['matrices'])} matrices",
+    )
     for row in rows:
-        _row(facts, *row)
-    _row(facts, "peak memory", ", ".join(f"{value / 1e9:.2f} GB {where}" for where, value in memory.items()))
+        add_row(facts, *row)
+    add_row(facts, "peak memory", ", ".join(f"{value / 1e9:.2f} GB {where}" for where, value in memory.items()))
     for warning in report["warnings"]:
-        _row(facts, "note", warning)
+        add_row(facts, "note", warning)
     return facts
 
 
 def training_tables(report: dict[str, Any]) -> list[Table]:
     """The steps, dense against pruned, and the facts of the run."""
-    steps = _table("steps", ["step", "sparsity", "training loss", "time"])
+    steps = new_table("steps", ["step", "sparsity", "training loss", "time"])
     for step in report["steps"]:
         loss = "" if step["loss"] is None else f"{step['loss']:.4f}"
-        _row(steps, step["number"], f"{step['sparsity']:.4f}", loss, seconds(step["seconds"]))
+        add_row(steps, step["number"], f"{step['sparsity']:.4f}", loss, seconds(step["seconds"]))
     training = report["training"]
     trained = f"{training['parameters']:,} weights in the blocks, by Adam at {training['lr']:g}; the rest as stored"
     rows = [("trained", trained), ("time", _time(report["seconds"]))]
@@ -169,55 +188,55 @@ def _method(recipe: Any) -> dict[str, str]:
 def dry_run_tables(plan: Any) -> list[Table]:
     """What would be pruned, what would not and why, and on how many tokens."""
     zeros = "zeros, if uniform" if plan.recipe.rules else "zeros"
-    matrices = _table("to prune", ["matrix", "rows", "columns", zeros])
+    matrices = new_table("to prune", ["matrix", "rows", "columns", zeros])
     for matrix in plan.model.matrices:
         rows, columns = matrix.shape
-        _row(matrices, matrix.name, rows, columns, f"{plan.patterns[matrix.name].pruned(rows, columns):,}")
-    method = _table("method", ["", ""], left=2)
+        add_row(matrices, matrix.name, rows, columns, f"{plan.patterns[matrix.name].pruned(rows, columns):,}")
+    method = new_table("method", ["", ""], left=2)
     for key, value in _method(plan.recipe).items():
-        _row(method, key, value)
-    facts = _table("calibration", ["", ""], left=2)
+        add_row(method, key, value)
+    facts = new_table("calibration", ["", ""], left=2)
     for key, value in plan.draw.facts.items():
         if key != "rounds":
-            _row(facts, key, value)
+            add_row(facts, key, value)
     if plan.recipe.iters > 1:
         seen, unit = plan.draw.facts["rounds"]["seen"], plan.draw.facts["unit"]
-        _row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different {unit} together")
+        add_row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different {unit} together")
     for notice in plan.notices:
-        _row(facts, "note", notice)
+        add_row(facts, "note", notice)
     return [matrices, _skipped_table(plan.model), method, facts]
 
 
 def _skipped_table(model: Any) -> Table:
-    skipped = _table("stays dense", ["weight", "why"], left=2)
+    skipped = new_table("stays dense", ["weight", "why"], left=2)
     for name, why in model.skipped.items():
-        _row(skipped, name, why)
+        add_row(skipped, name, why)
     return skipped
 
 
 def training_dry_run_tables(plan: Any) -> list[Table]:
     """What would be pruned, what would not and why, how sparse after each step, and on how many images."""
-    matrices = _table("to prune", ["matrix", "rows", "columns"])
+    matrices = new_table("to prune", ["matrix", "rows", "columns"])
     for matrix in plan.model.matrices:
-        _row(matrices, matrix.name, *matrix.shape)
+        add_row(matrices, matrix.name, *matrix.shape)
     part, course, data = plan.recipe.training, plan.course, plan.facts
     by = part.method if part.curvature == "none" else f"{part.method}, curvature {part.curvature}"
     updates = f"{data['updates']:,} in {len(course.sparsities)} x {part.epochs} epochs over {data['trained']:,} images"
-    method = _table("course", ["", ""], left=2)
-    _row(method, "method", by)
-    _row(method, "sparsities", ", ".join(f"{sparsity:.4g}" for sparsity in course.sparsities))
-    _row(method, "optimizer steps", f"{updates}, Adam from {part.lr:g} to 0 in each step")
-    facts = _table("images", ["", ""], left=2)
+    method = new_table("course", ["", ""], left=2)
+    add_row(method, "method", by)
+    add_row(method, "sparsities", ", ".join(f"{sparsity:.4g}" for sparsity in course.sparsities))
+    add_row(method, "optimizer steps", f"{updates}, Adam from {part.lr:g} to 0 in each step")
+    facts = new_table("images", ["", ""], left=2)
     for key, value in data.items():
-        _row(facts, key, value)
+        add_row(facts, key, value)
     for notice in plan.common.notices:
-        _row(facts, "note", notice)
+        add_row(facts, "note", notice)
     return [matrices, _skipped_table(plan.model), method, facts]
 
 
 def eval_table(scores: dict[str, Any]) -> str:
     """Scores with their protocol; two models side by side when there are two; then subjects, where a task has them."""
-    table = _table("", ["task", "model", "metric", "score", "± stderr", "change", "p", "on"], left=3)
+    table = new_table("", ["task", "model", "metric", "score", "± stderr", "change", "p", "on"], left=3)
     parts = []
     for task, entry in scores["tasks"].items():
         for who in ("model", "compare"):
@@ -226,15 +245,23 @@ def eval_table(scores: dict[str, Any]) -> str:
                 metric = score["metric"]
                 stderr = score.get(f"{metric}_stderr")
                 differs = change(score, entry["compare"], entry) if who == "model" and "compare" in entry else ("", "")
-                _row(table, short(task), scores[who], metric, f"{score[metric]:.4f}",
-                     _number(stderr), *differs, amount(score))  # fmt: skip
+                add_row(
+                    table,
+                    short(task),
+                    scores[who],
+                    metric,
+                    f"{score[metric]:.4f}",
+                    _number(stderr),
+                    *differs,
+                    amount(score),
+                )
         parts += _parts_tables(task, entry)
     return plain(table, *_protocols(scores), *parts)
 
 
 def _protocols(scores: dict[str, Any]) -> list[Table]:
     """How each task was measured, one line each."""
-    table = _table("protocol", ["", ""], left=2)
+    table = new_table("protocol", ["", ""], left=2)
     for task, entry in scores["tasks"].items():
         told = (
             *(
@@ -251,7 +278,7 @@ def _protocols(scores: dict[str, Any]) -> list[Table]:
             *("img_size", "crop_pct", "interpolation", "damaged_images", "images_per_second"),
         )
         facts = {key: entry["model"][key] for key in told if entry["model"].get(key) is not None}
-        _row(table, short(task), ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+        add_row(table, short(task), ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
     return [table]
 
 
@@ -265,10 +292,10 @@ def _parts_tables(task: str, entry: dict[str, Any]) -> list[Table]:
     for kind in ("groups", "subjects"):
         if entry["model"].get(kind):
             who = [name for name in ("model", "compare") if name in entry]
-            table = _table(f"{short(task)}, {kind}", ["", *who, "± stderr", "questions"])
+            table = new_table(f"{short(task)}, {kind}", ["", *who, "± stderr", "questions"])
             for name, part in entry["model"][kind].items():
                 scores = [_number(entry[one][kind][name][metric]) for one in who]
-                _row(table, name, *scores, _number(part[f"{metric}_stderr"]), part["questions"])
+                add_row(table, name, *scores, _number(part[f"{metric}_stderr"]), part["questions"])
             tables.append(table)
     return tables
 
@@ -276,11 +303,11 @@ def _parts_tables(task: str, entry: dict[str, Any]) -> list[Table]:
 def inspect_table(result: dict[str, Any]) -> str:
     """One line a matrix, with what its solver said, where one was asked."""
     told = {name: form for name, form in SAID.items() if name in result["matrices"][0]}
-    table = _table("", ["matrix", "shape", "sparsity", *told, "stored as"])
+    table = new_table("", ["matrix", "shape", "sparsity", *told, "stored as"])
     for matrix in result["matrices"]:
         rows, columns = matrix["shape"]
         said = (format(matrix[name], form) for name, form in told.items())
-        _row(table, matrix["name"], f"{rows} x {columns}", f"{matrix['sparsity']:.4f}", *said, matrix["dtype"])
+        add_row(table, matrix["name"], f"{rows} x {columns}", f"{matrix['sparsity']:.4f}", *said, matrix["dtype"])
     total = result["sparsity"]
     return f"{plain(table)}\n{total['zeros']:,} of {total['weights']:,} weights are zero ({total['reached']:.4f})"
 
@@ -288,13 +315,13 @@ def inspect_table(result: dict[str, Any]) -> str:
 def verdict_table(name: str, results: dict[str, Any]) -> Table:
     """PASS or the difference, for each expected value of an experiment."""
     kind = ", smoke run" if results["smoke"] else ""
-    table = _table(
+    table = new_table(
         f"{name}{kind}, {seconds(results['seconds'])}", ["value", "verdict", "found", "expected", "source"], left=5
     )
     for one in results["verdicts"]:
         verdict = "PASS" if one["met"] else "DIFFERS"
-        found = "not a finite number" if one["found"] is None else f"{one['found']:.4g}"
-        _row(table, one["name"], verdict, found, one["expected"], one["source"])
+        found = "not measured" if one["found"] is None else f"{one['found']:.4g}"
+        add_row(table, one["name"], verdict, found, one["expected"], one["source"])
     if not results["verdicts"]:
-        _row(table, "nothing is expected of this run", "", "", "", "")
+        add_row(table, "nothing is expected of this run", "", "", "", "")
     return table

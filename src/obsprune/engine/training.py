@@ -35,7 +35,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def prune(self, trainee: Trainee, masks: Masks, sparsity: float, batches: Sequence[Batch]) -> Masks:
-        """Zeros exactly round(sparsity · size) weights of all matrices together and returns the new masks, given those
+        """Zeros round(sparsity · size) weights of all matrices together and returns the new masks, given those
         of before. batches: what scores are measured on.
         """
 
@@ -72,7 +72,8 @@ class Ranked(Criterion):
 class Layerwise(Criterion):
     """Every matrix by a layer solver, under the Gram of its inputs (layer-wise OBS, Dong et al. 2017): the survivors
     make up for what is removed. All matrices lose the same share, rounded so that the number of all is exact. A solver
-    that moves weights before it chooses (ADMM) may let one come back.
+    that moves weights before it chooses may let one come back: `masks` bind none. One that is sparser than its share
+    already keeps its own zeros beside those of the others.
     """
 
     solver: AnySolver
@@ -123,7 +124,7 @@ class Retraining:
 
     def __call__(self, trainee: Trainee, masks: Masks, step: Callable[[], None] = lambda: None) -> float:
         """Trains, `step` is called after each epoch; returns the mean loss of the last one. A network in evaluation
-        mode again afterwards. Raises ObspruneError when the loss is not finite.
+        mode again afterwards. Raises ObspruneError when loss or weights are not finite.
         """
         parameters = list(trainee.network.parameters() if self.parameters is None else self.parameters)
         optimizer, mean = self.optimizer(parameters), 0.0
@@ -132,6 +133,8 @@ class Retraining:
             mean = self._epoch(trainee, optimizer, masks, epoch)
             step()
         trainee.network.eval()
+        if not all(bool(parameter.isfinite().all()) for parameter in parameters):  # the last update has no loss
+            raise ObspruneError("the weights are not finite; lower the learning rate (--lr)")
         return mean
 
     def _epoch(self, trainee: Trainee, optimizer: torch.optim.Optimizer, masks: Masks, epoch: int) -> float:

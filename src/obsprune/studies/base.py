@@ -41,6 +41,10 @@ class Study(ABC):
 
     seeds: int = 1
 
+    def require(self, material: Material) -> None:
+        """Raises InputError when the material lacks what `run` will ask for."""
+        return
+
     @abstractmethod
     def run(self, material: Material, progress: Progress) -> Outcome:
         """Does it all. Raises InputError when data is needed that the material has not, or a setting cannot be."""

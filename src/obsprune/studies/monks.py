@@ -183,6 +183,10 @@ class Monks(Study):
     retraining: int = 100
     trained: float = 0.0
 
+    def require(self, material: Material) -> None:
+        if self.problem == 1:
+            material.monk1()
+
     def run(self, material: Material, progress: Progress) -> Outcome:
         if self.problem not in RULES:
             raise InputError(f"settings.problem is {self.problem}; MONK's problems are 1, 2 and 3")

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from obsprune import __version__
-from obsprune.errors import InputError, OutputError, nearest
+from obsprune.errors import InputError, OutputError, first_line, nearest
 from obsprune.models.checkpoint import write_text
 from obsprune.progress import Progress
 from obsprune.report.figures import require_matplotlib, save
 from obsprune.studies import find_study
-from obsprune.studies.base import Cell, Outcome, Table
+from obsprune.studies.base import Cell, Outcome, Study, Table
 from obsprune.studies.material import Material
 from obsprune.trees import Tree, merge, read_recipe, typed
 
@@ -119,48 +119,81 @@ def paths_of(name: str, others: Iterable[str] = ()) -> dict[str, Path]:
     return {known: root() / f"{known}.yaml" for known in found}
 
 
-def run_recipe(
-    path: Path, output: Path, material: Material, progress: Progress, smoke: bool = False, changes: Tree | None = None
-) -> Tree:
-    """Runs a recipe's study and writes results.json, results.md and the figures to `output`; returns the results.
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe that can be run. changes: settings that are not the recipe's."""
 
-    A smoke run takes the recipe's smoke settings, and holds only those values against `expected` that say so.
-    Raises InputError, also when `output` holds anything but results of a former run.
-    """
-    recipe = PaperRecipe.read(path)
-    settings = merge(recipe.settings, recipe.smoke if smoke else {}, changes or {})
-    study = typed(find_study(recipe.study), settings, "settings.")
-    _require_free(output)
-    require_matplotlib()
-    start = time.perf_counter()
-    outcome = study.run(material, progress)
-    wanted = {name: one for name, one in recipe.expectations.items() if one.smoke or not smoke}
-    results = {
-        "study": recipe.study,
-        "smoke": smoke,
-        "settings": dataclasses.asdict(study),
-        "verdicts": [dataclasses.asdict(verdict) for verdict in judge(wanted, outcome.values)],
-        "values": {name: value if math.isfinite(value) else None for name, value in outcome.values.items()},
-        "tables": [dataclasses.asdict(table) for table in outcome.tables],
-        "facts": dict(outcome.facts),
-        "seconds": time.perf_counter() - start,
-        "versions": {"obsprune": __version__, "torch": torch.__version__, "python": platform.python_version(),
-                     "transformers": version("transformers")},
-    }  # fmt: skip
-    write_results(output, results, outcome)
-    return results
+    recipe: PaperRecipe
+    study: Study
+    output: Path
+    material: Material
+    smoke: bool
+    changes: Tree
+
+    @classmethod
+    def prepare(
+        cls,
+        path: Path,
+        output: Path,
+        material: Material,
+        smoke: bool = False,
+        changes: Tree | None = None,
+        force: bool = False,
+    ) -> Experiment:
+        """All that can be refused before the work. A smoke run takes the recipe's smoke settings.
+
+        Raises InputError, also when `output` holds anything but, with `force`, results of a former run.
+        """
+        recipe = PaperRecipe.read(path)
+        settings = merge(recipe.settings, recipe.smoke if smoke else {}, changes or {})
+        study: Study = typed(find_study(recipe.study), settings, "settings.")
+        if study.seeds < 1:
+            raise InputError(f"seeds is {study.seeds}; a number from 1 up is expected")
+        study.require(material)
+        _require_free(output, force)
+        require_matplotlib()
+        return cls(recipe, study, output, material, smoke, changes or {})
+
+    def run(self, progress: Progress) -> Tree:
+        """Writes results.json, results.md and the figures to `output`; returns the results. Of a smoke run only those
+        values are held against `expected` that say so. Raises InputError and OutputError.
+        """
+        start = time.perf_counter()
+        outcome = self._outcome(progress)
+        results = self._results(outcome) | {"seconds": time.perf_counter() - start}
+        write_results(self.output, results, outcome)
+        return results
+
+    def _outcome(self, progress: Progress) -> Outcome:
+        try:
+            return self.study.run(self.material, progress)
+        except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+            if not self.changes:
+                raise
+            told = ", ".join(f"{name}={value}" for name, value in self.changes.items())
+            raise InputError(f"{self.recipe.study} does not work with {told}: {first_line(error)}") from error
+
+    def _results(self, outcome: Outcome) -> Tree:
+        wanted = {name: one for name, one in self.recipe.expectations.items() if one.smoke or not self.smoke}
+        return {
+            "study": self.recipe.study,
+            "smoke": self.smoke,
+            "settings": dataclasses.asdict(self.study),
+            "verdicts": [dataclasses.asdict(verdict) for verdict in judge(wanted, outcome.values)],
+            "values": {name: value if math.isfinite(value) else None for name, value in outcome.values.items()},
+            "tables": [dataclasses.asdict(table) for table in outcome.tables],
+            "facts": dict(outcome.facts),
+            "versions": {"obsprune": __version__, "torch": torch.__version__, "python": platform.python_version(),
+                         "transformers": version("transformers")},
+        }  # fmt: skip
 
 
 def judge(expectations: Mapping[str, Expected], values: Mapping[str, float]) -> list[Verdict]:
-    """Every expected value beside the one found. Raises InputError for one that the study does not give."""
-    for name in expectations:
-        if name not in values:
-            raise InputError(f"expected.{name}: the study gives no such value; {nearest(name, values)}")
-    return [_verdict(name, one, values[name]) for name, one in expectations.items()]
+    """Every expected value beside the one found; one that was not measured, or is no finite number, is not met."""
+    return [_verdict(name, one, values.get(name, math.nan)) for name, one in expectations.items()]
 
 
 def _verdict(name: str, expected: Expected, found: float) -> Verdict:
-    """What is not a finite number is never as it should be, and null in JSON."""
     sound = math.isfinite(found)
     return Verdict(name, found if sound else None, str(expected), expected.source, sound and expected.met(found))
 
@@ -169,6 +202,7 @@ def write_results(output: Path, results: Tree, outcome: Outcome) -> None:
     """Figures first, results.json last: with it the results are whole. Raises OutputError."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        (output / RESULTS).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create {output}: {error.strerror}; choose another -o") from error
     for figure in outcome.figures:
@@ -188,7 +222,11 @@ def cell(value: Cell) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _require_free(output: Path) -> None:
+def _require_free(output: Path, force: bool) -> None:
     found: Iterable[Any] = output.iterdir() if output.is_dir() else [output] if output.exists() else []
-    if any(found) and not (output / RESULTS).is_file():
+    if not any(found):
+        return
+    if not (output / RESULTS).is_file():
         raise InputError(f"{output} holds something that is no result of a recipe; choose another -o")
+    if not force:
+        raise InputError(f"{output} holds the results of a former run; use --force or another -o")

@@ -48,6 +48,9 @@ class SparseRecovery(Study):
     images: list[int] = field(default_factory=list)
     published: dict[str, list[float]] = field(default_factory=dict)
 
+    def require(self, material: Material) -> None:
+        self._prior().goals(material)
+
     def run(self, material: Material, progress: Progress) -> Outcome:
         prior, runs = self._prior(), self._runs()
         draw, problems = prior.goals(material), []

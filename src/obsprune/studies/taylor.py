@@ -1,5 +1,6 @@
-"""Taylor saliency on MNIST-1D (seeds/000 of the project's sources): prune an MLP step by step, retrain after each step,
-and see what accuracy is left; against magnitude, first order, OBD and layer-wise OBS.
+"""Taylor saliency on MNIST-1D ("Iterative Pruning via Taylor Expansion", an experiment without a paper): prune an MLP
+step by step, retrain after each step, and see what accuracy is left; against magnitude, first order, OBD and layer-wise
+OBS.
 
 Kept from the original: the MLP 40-128-128-10, Adam, batches of 128, scores from 1,000 training signals, 19 steps up to
 95 %. Not repeated: sparsities are true shares of the weights; learning rates are tuned on a validation split; several
@@ -119,6 +120,9 @@ class TaylorMnist1d(Study):
     batch: int = 128
     scored: int = 1000
     validation: float = 0.2
+
+    def require(self, material: Material) -> None:
+        material.mnist1d()
 
     def run(self, material: Material, progress: Progress) -> Outcome:
         for method in self.methods:
