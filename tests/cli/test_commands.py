@@ -30,6 +30,20 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("words", "default"),
+    [
+        (["prune"], "default: 0.5, or what n:m implies"),
+        (["train-prune"], "default: sparsegpt"),
+        (["eval"], "default: 5 for mmlu"),
+        (["recipe", "run"], "default: the recipe's"),
+    ],
+)
+def test_help_tells_defaults(cli: Cli, words: list[str], default: str) -> None:
+    shown = cli(*words, "--help").stdout.replace("│", " ")  # rich takes square brackets for markup
+    assert default in " ".join(shown.split())
+
+
 def test_help_answers_in_half_a_second() -> None:
     def cpu_seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -131,7 +145,7 @@ def test_eval_compares(cli: Cli, pruned_demo: Path) -> None:
 
 
 def test_inspect_reads_no_weights(cli: Cli, pruned_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("obsprune.models.checkpoint.read_tensors", None)
+    monkeypatch.setattr("obsprune.models.files.Safetensors.read", None)
     result = cli("inspect", pruned_demo)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("0.5000") >= 28 and "float32" in result.stdout

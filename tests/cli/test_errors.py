@@ -89,7 +89,7 @@ def test_bad_models(cli: Cli, tmp_path: Path) -> None:
     refused(cli, "prune", "file", says=["is a file"])
     refused(cli, "prune", "./missing", says=["there is no directory"])
     refused(cli, "prune", "someone/not-cached", says=["someone/not-cached", "hub"])
-    refused(cli, "prune", "meta-llama/Llama-2-7b", says=["Meta's original", "meta-llama/Llama-2-7b-hf"])
+    refused(cli, "prune", "meta-llama/Llama-2-7b", says=["meta-llama/Llama-2-7b", "cannot be reached"])
     refused(cli, "prune", says=["no model given"])
 
 
@@ -146,7 +146,9 @@ def test_bad_eval_and_inspect(cli: Cli, tmp_path: Path) -> None:
     refused(cli, "eval", "demo", "--task", "c4=x", says=["c4=x", "known"])
     refused(cli, "eval", "demo", "--task", "text=none.txt", says=["none.txt"])
     refused(cli, "eval", "demo", "--task", "heldout", says=["nothing held out"])
-    refused(cli, "inspect", tmp_path, says=["report.json"])
+    refused(cli, "inspect", tmp_path, says=["is not a checkpoint: it has no config.json"])
+    (tmp_path / "progress.jsonl").touch()
+    refused(cli, "inspect", tmp_path, says=["has no report.json", "the run is not finished"])
 
 
 def test_other_tokenizers_are_not_compared(cli: Cli, tmp_path: Path, zoo: Zoo) -> None:

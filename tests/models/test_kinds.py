@@ -53,7 +53,7 @@ def test_the_kind_of_a_config(config: Any, kind: type[Kind]) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (config("DetrConfig"), "a detr model is neither a causal language model nor an image classifier; only those"),
+        (config("DetrConfig"), "a detr model is neither a causal language model nor an image classifier, nor"),
         (config("CLIPVisionConfig"), "a clip_vision_model model is neither"),
         (config("T5Config", "T5ForConditionalGeneration"), "a t5 model is neither"),
         (PretrainedConfig(auto_map={"AutoModelForTokenClassification": "code.Model"}), "neither"),

@@ -8,6 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import DetrConfig
 from zoo import MIXTRAL, ZOO, Zoo, logits, reference, token_batches
@@ -146,8 +154,8 @@ def test_damaged_checkpoints(zoo: Zoo, tmp_path: Path) -> None:
     refused(path, WEIGHTS, "truncated")
     (path / WEIGHTS).unlink()
     refused(path, "holds no model.safetensors")
-    (path / "pytorch_model.bin").touch()
-    refused(path, "pytorch_model.bin", "save_pretrained")
+    (path / "model.gguf").touch()
+    refused(path, "model.gguf", "save_pretrained")
 
 
 def test_infinity_outside_the_blocks(zoo: Zoo, tmp_path: Path) -> None:
@@ -190,18 +198,11 @@ def test_other_kinds_of_models(zoo: Zoo, tmp_path: Path) -> None:
     configure(path, quantization_config=None, architectures=["LlamaForSequenceClassification"])
     refused(path, "LlamaForSequenceClassification", "no causal language model")
     DetrConfig().save_pretrained(path)
-    refused(path, "detr", "neither a causal language model nor an image classifier")
+    refused(path, "detr", "neither a causal language model nor an image classifier, nor")
     (path / "config.json").write_text("{")
     refused(path, "config.json")
-    configure_meta = path / "params.json"
     (path / "config.json").unlink()
-    configure_meta.touch()
-    refused(path, "Meta's original files")
-
-
-def test_the_original_llama_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="use meta-llama/Llama-2-7b-hf"):
-        locate("meta-llama/Llama-2-7b")
+    refused(path, "is not a checkpoint: it has no config.json")
 
 
 def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,15 +216,50 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_fetches_each_weight_once(monkeypatch: pytest.MonkeyPatch, zoo: Zoo) -> None:
-    """Some repositories hold the weights a second time as consolidated.safetensors."""
-    asked: dict[str, object] = {}
+@pytest.mark.parametrize(
+    ("files", "asked", "kept"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "consolidated.safetensors"], 1, {"model.safetensors"}),
+        (["pytorch_model-1-of-1.bin", "pytorch_model.bin.index.json"], 2, {"pytorch_model-1-of-1.bin"}),
+        (["pytorch_model.bin", "training_args.bin", "original/consolidated.00.pth"], 2, {"pytorch_model.bin"}),
+        (["consolidated.00.pth", "consolidated.01.pth"], 3, {"consolidated.00.pth", "consolidated.01.pth"}),
+    ],
+)
+def test_a_download_fetches_each_weight_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], asked: int, kept: set[str]
+) -> None:
+    """Many repositories hold the same weights twice or three times."""
+    calls: list[str] = []
 
-    def download(name: str, **options: object) -> str:
-        asked.update(options, name=name)
-        return str(zoo("llama"))
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str], **options: object) -> str:
+        assert (name, options) == ("someone/model", {"revision": "v1", "token": "hf_x"})
+        calls.append(name)
+        for file in filter_repo_objects([*files, "config.json", "params.json"], allow_patterns=allow_patterns,
+                                        ignore_patterns=ignore_patterns):  # fmt: skip
+            (tmp_path / file).touch()
+        return str(tmp_path)
 
-    monkeypatch.setattr("obsprune.models.load.snapshot_download", download)
-    assert locate("someone/model", "v1", "hf_x") == zoo("llama")
-    assert (asked["name"], asked["revision"], asked["token"]) == ("someone/model", "v1", "hf_x")
-    assert "*.safetensors" in asked["allow_patterns"] and "consolidated*" in asked["ignore_patterns"]  # type: ignore[operator]
+    monkeypatch.setattr("obsprune.models.hub.snapshot_download", download)
+    assert locate("someone/model", "v1", "hf_x") == tmp_path
+    assert len(calls) == asked
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".json"} == kept
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (GatedRepoError, "is gated: accept its licence"),
+        (RevisionNotFoundError, "has no revision 'v1'"),
+        (RepositoryNotFoundError, "no Hugging Face model 'someone/model'"),
+        (HFValidationError, "neither a directory nor a Hugging Face id"),
+        (LocalEntryNotFoundError, "the hub cannot be reached"),
+        (OSError, "the hub cannot be reached"),
+    ],
+)
+def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, error: type[Exception], says: str) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise error.__new__(error)
+
+    monkeypatch.setattr("obsprune.models.hub.snapshot_download", download)
+    with pytest.raises(InputError, match=says):
+        locate("someone/model", "v1")

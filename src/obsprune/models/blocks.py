@@ -126,9 +126,10 @@ def require(directory: Path, prefix: str, missing: set[str]) -> None:
         )
 
 
-def find_blocks(network: nn.Module, config: Any, pattern: str | None) -> list[tuple[str, nn.Module]]:
+def find_blocks(network: nn.Module, config: Any, pattern: str | None, trunk: nn.Module) -> list[tuple[str, nn.Module]]:
     """The blocks with their names, in order: modules whose whole name matches `pattern`, else what the config's depth
-    points to: the layers of every stage (`depths`), the list of `num_hidden_layers`, or the heaviest list there is.
+    points to inside the trunk: the layers of every stage (`depths`), the list of `num_hidden_layers`, or the heaviest
+    list there is.
 
     Raises InputError when nothing is found.
     """
@@ -141,11 +142,12 @@ def find_blocks(network: nn.Module, config: Any, pattern: str | None) -> list[tu
                 raise InputError(f"{inner} lies inside {outer}; model.blocks = '{pattern}' may match only one of them")
         return found
     depths, depth = getattr(config, "depths", None), getattr(config.get_text_config(), "num_hidden_layers", None)
+    root = next(name for name, module in network.named_modules() if module is trunk)
     if depths:
-        stages = _heaviest(network, "", len(depths), config)
+        stages = _heaviest(trunk, root, len(depths), config)
         lists = [_heaviest(stage, name, count, config) for (name, stage), count in zip(stages, depths, strict=True)]
         return [layer for layers in lists for layer in layers]
-    return _heaviest(network, "", depth, config)
+    return _heaviest(trunk, root, depth, config)
 
 
 def _heaviest(network: nn.Module, prefix: str, length: int | None, config: Any) -> list[tuple[str, nn.Module]]:

@@ -1,71 +1,59 @@
-"""Safetensors checkpoints on disk: which tensor lies where, how its name becomes a module's name, and shards written so
-that nothing half-done ever loads.
-"""
+"""Checkpoints on disk: which tensor lies where, and shards written so that nothing half-done ever loads."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from obsprune.errors import InputError, OutputError
+from obsprune.models.files import FILE_KINDS, SAFETENSORS, FileKind, Header
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+INDEX = SAFETENSORS.index
+SINGLE = SAFETENSORS.single
 CONFIG = "config.json"
 SIDE_FILES = ("*.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+
+read_headers, read_tensors = SAFETENSORS.headers, SAFETENSORS.read
+"""Of one file that obsprune has written."""
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a file says about one tensor without reading it."""
-
-    file: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A directory of safetensors, single or sharded, with the headers of all its tensors."""
+class Checkpoint(ABC):
+    """Tensors under Hugging Face names, wherever they lie, and their headers. directory: where config and tokenizer
+    are.
+    """
 
     directory: Path
     headers: dict[str, Header]
 
-    @classmethod
-    def open(cls, directory: Path) -> Checkpoint:
-        """Reads index and headers. Raises InputError for everything that is not a whole safetensors checkpoint."""
+    @staticmethod
+    def open(directory: Path) -> Checkpoint:
+        """Reads index and headers. Raises InputError for everything that is not a whole checkpoint."""
+        kind = next((kind for kind in FILE_KINDS if kind.found(directory)), None)
+        if kind is None:
+            raise InputError(f"{directory} holds no {SINGLE} and no {INDEX}{_others(directory)}")
         headers: dict[str, Header] = {}
-        for file in sorted(_files(directory)):
-            headers |= read_headers(directory / file)
-        return cls(directory, headers)
+        for file in sorted(_files(directory, kind)):
+            headers |= kind.headers(directory / file)
+        return FileCheckpoint(directory, headers, kind)
 
+    @abstractmethod
     def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Tensors by name, as stored, on the CPU."""
-        tensors: dict[str, Tensor] = {}
-        by_file: dict[str, list[str]] = {}
-        for key in keys:
-            by_file.setdefault(self.headers[key].file, []).append(key)
-        for file, wanted in by_file.items():
-            tensors |= read_tensors(self.directory / file, wanted)
-        return tensors
+
+    @abstractmethod
+    def paths(self) -> list[Path]:
+        """All files that decide what `read` gives."""
 
     @property
     def bytes(self) -> int:
@@ -73,60 +61,54 @@ class Checkpoint:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a resumed run: every weight file's size and time of last change."""
-        files = sorted({header.file for header in self.headers.values()})
-        stats = {file: (self.directory / file).stat() for file in files}
+        stats = {path.name: path.stat() for path in self.paths()}
         return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
 
-def _files(directory: Path) -> set[str]:
-    """The safetensors files of a checkpoint, all of them present and inside the directory."""
-    if (directory / INDEX).is_file():
-        try:
-            named = {str(file) for file in json.loads((directory / INDEX).read_text())["weight_map"].values()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{directory / INDEX} is not a safetensors index: {error}") from error
-        for file in named:
-            if Path(file).name != file:
-                raise InputError(f"{directory / INDEX} names '{file}', which is outside the checkpoint's directory")
-            if not (directory / file).is_file():
-                raise InputError(f"{directory} lacks '{file}', which its index names; download the checkpoint again")
-        return named
-    if (directory / SINGLE).is_file():
-        return {SINGLE}
-    others = sorted(
-        path.name for path in [*directory.glob("*.bin"), *directory.glob("*.pth"), *directory.glob("*.gguf")]
-    )
-    found = (
-        f" (it has {', '.join(others[:3])}; save it with save_pretrained, which writes safetensors)" if others else ""
-    )
-    raise InputError(f"{directory} holds no {SINGLE} and no {INDEX}{found}")
+@final
+@dataclass(frozen=True)
+class FileCheckpoint(Checkpoint):
+    """A directory as save_pretrained makes it, today or formerly: one file, or several and an index."""
+
+    kind: FileKind
+
+    def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        by_file: dict[str, list[str]] = {}
+        for key in keys:
+            by_file.setdefault(self.headers[key].file, []).append(key)
+        for file, wanted in by_file.items():
+            tensors |= self.kind.read(self.directory / file, wanted)
+        return tensors
+
+    def paths(self) -> list[Path]:
+        return [self.directory / file for file in sorted({header.file for header in self.headers.values()})]
 
 
-def read_headers(path: Path) -> dict[str, Header]:
-    """The headers of one safetensors file. Raises InputError when it is truncated or damaged."""
+def _files(directory: Path, kind: FileKind) -> set[str]:
+    """The weight files of a checkpoint, all of them present and inside the directory."""
+    index = directory / kind.index
+    if not index.is_file():
+        return {kind.single}
     try:
-        with safe_open(path, "pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            return {key: _header(path, key, part.get_dtype(), part.get_shape()) for key, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is truncated or no safetensors file ({error}); download it again") from error
+        named = {str(file) for file in json.loads(index.read_text())["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is not a {kind.name} index: {error}") from error
+    for file in named:
+        if Path(file).name != file:
+            raise InputError(f"{index} names '{file}', which is outside the checkpoint's directory")
+        if not (directory / file).is_file():
+            raise InputError(f"{directory} lacks '{file}', which its index names; download the checkpoint again")
+    return named
 
 
-def _header(path: Path, key: str, dtype: str, shape: list[int]) -> Header:
-    if dtype not in DTYPES:
-        raise InputError(
-            f"{path}: tensor {key} has dtype {dtype}, which cannot be pruned; use an unquantised checkpoint"
-        )
-    return Header(path.name, DTYPES[dtype], tuple(shape))
-
-
-def read_tensors(path: Path, keys: Iterable[str]) -> dict[str, Tensor]:
-    """Tensors of one file by name."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in keys}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); download it again") from error
+def _others(directory: Path) -> str:
+    """What there is in the place of weights that can be read."""
+    endings = ("*.bin", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+    others = sorted(path.name for ending in endings for path in directory.glob(ending))
+    if not others:
+        return ""
+    return f" (it has {', '.join(others[:3])}; save it with save_pretrained, which writes safetensors)"
 
 
 def write_atomic(path: Path, write: Any) -> None:
@@ -187,6 +169,7 @@ def write_index(directory: Path) -> None:
 def copy_side_files(source: Path, directory: Path) -> None:
     """Tokenizer, generation config, licence and the like; the config comes last, since it makes the result loadable."""
     paths = {path for pattern in SIDE_FILES for path in source.glob(pattern)}
+    indexes = {kind.index for kind in FILE_KINDS}
     for path in sorted(paths, key=lambda path: (path.name == CONFIG, path.name)):
-        if path.name != INDEX and path.is_file():
+        if path.name not in indexes and path.is_file():
             write_atomic(directory / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from obsprune.core.losses import cross_entropy, next_token_nll, perplexity
 from obsprune.errors import InputError, first_line
@@ -52,6 +57,10 @@ class Kind(ABC):
         """Whether a class of this name has this kind's head."""
 
     @abstractmethod
+    def trunk(self, network: Any) -> nn.Module:
+        """The part of a network that the blocks are in. Raises InputError when it cannot be pruned."""
+
+    @abstractmethod
     def classes(self, config: Any) -> int:
         """Width of the logits."""
 
@@ -81,18 +90,28 @@ class Kind(ABC):
 
 
 @final
+@dataclass(frozen=True)
 class CausalLM(Kind):
-    """Text in, a distribution over the vocabulary for each next token out."""
+    """Text in, a distribution over the vocabulary for each next token out. words: one of them is in the name of such a
+    class; part: gives the trunk of a network; notice: what the user should know.
+    """
 
-    name, reads = "causal language model", "text"
-    auto = AutoModelForCausalLM
+    name: str = "causal language model"
+    auto: Any = AutoModelForCausalLM
+    words: tuple[str, ...] = ("LM", "ConditionalGeneration")
+    part: Callable[[Any], nn.Module] = lambda network: network
+    notice: str | None = None
+    reads = "text"
     dataset = "c4"
     nsamples, heldout, correction = 128, 16, 0.75
     tasks = ("heldout", "wikitext2")
     positional = True
 
     def fits(self, architecture: str) -> bool:
-        return "LM" in architecture or "ConditionalGeneration" in architecture
+        return any(word in architecture for word in self.words)
+
+    def trunk(self, network: Any) -> nn.Module:
+        return self.part(network)
 
     def classes(self, config: Any) -> int:
         return int(config.get_text_config().vocab_size)
@@ -113,9 +132,9 @@ class CausalLM(Kind):
             )
         most = getattr(config.get_text_config(), "max_position_embeddings", None)
         seqlen = min(wish.seqlen, int(most or wish.seqlen))
-        cut = f"seqlen {wish.seqlen} is more than the model's {most}; {most} is used"
+        cut = f"seqlen {wish.seqlen} is more than the model's {most}; {most} is used" if seqlen < wish.seqlen else None
         corpus = open_corpus(wish.name, Reading(processor, self.classes(config), seqlen, wish.text_column), wish.split)
-        return corpus, [cut] if seqlen < wish.seqlen else []
+        return corpus, [notice for notice in (self.notice, cut) if notice]
 
     def predictions(self, batch: Batch) -> int:
         return batch["input_ids"].numel()
@@ -147,6 +166,10 @@ class ImageClassifier(Kind):
     def fits(self, architecture: str) -> bool:
         return "ForImageClassification" in architecture
 
+    def trunk(self, network: Any) -> nn.Module:
+        assert isinstance(network, nn.Module)
+        return network
+
     def classes(self, config: Any) -> int:
         return int(config.num_labels)
 
@@ -174,7 +197,26 @@ class ImageClassifier(Kind):
         return {"pixel_values": batch["pixel_values"][:1]}
 
 
-KINDS: tuple[Kind, ...] = (CausalLM(), ImageClassifier())
+def _language_part(network: Any) -> nn.Module:
+    config = network.config
+    if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+        raise InputError(
+            f"the language part of a {config.model_type} model is an encoder and a decoder; only causal language "
+            "models can be pruned yet"
+        )
+    part: nn.Module = network.get_decoder()
+    return part
+
+
+VISION_LANGUAGE = CausalLM(
+    "vision-language model",
+    AutoModelForImageTextToText,
+    ("ConditionalGeneration", "VisionText2Text"),
+    _language_part,
+    "only the language part is pruned, calibrated and evaluated with text alone; everything else is copied as it is",
+)
+KINDS: tuple[Kind, ...] = (VISION_LANGUAGE, CausalLM(), ImageClassifier())
+"""Where several fit, the first counts."""
 
 
 def kind_of(config: Any) -> Kind:
@@ -183,8 +225,8 @@ def kind_of(config: Any) -> Kind:
     fitting = [k for k in KINDS if k.auto.__name__ in auto_map or type(config) in k.auto._model_mapping]
     if not fitting:
         raise InputError(
-            f"a {config.model_type} model is neither a {' nor an '.join(kind.name for kind in KINDS)}; "
-            "only those can be pruned yet"
+            f"a {config.model_type} model is neither a causal language model nor an image classifier, nor reads images "
+            "and text; only those can be pruned yet"
         )
     architectures = config.architectures or []
     kind = next((k for k in fitting if any(map(k.fits, architectures))), None if architectures else fitting[0])

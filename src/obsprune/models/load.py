@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from torch import nn
 from transformers import AutoConfig
 
 from obsprune.errors import InputError, first_line
 from obsprune.models.blocks import Block, assign, find_blocks, require
-from obsprune.models.checkpoint import CONFIG, SIDE_FILES, Checkpoint
+from obsprune.models.checkpoint import CONFIG, Checkpoint
+from obsprune.models.choice import choose_matrices
+from obsprune.models.files import FILE_KINDS
+from obsprune.models.hub import download
 from obsprune.models.kinds import Kind, Wish, head_of, kind_of
-from obsprune.models.matrices import Matrix, find_matrices, fused_experts
+from obsprune.models.matrices import Matrix, fused_experts
+from obsprune.models.meta import META
 from obsprune.models.names import module_names
 from obsprune.models.samples import Batch, Samples, Source
 
 DEMO = "demo"
 RUNNING = ("running_mean", "running_var")
 """Statistics of norms, without which a model is not whole."""
-META_LAYOUT = re.compile(r"meta-llama/Llama-2-\d+b(-chat)?")
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -80,7 +72,11 @@ class Model:
     @cached_property
     def processor(self) -> Any:
         """The tokenizer, or image processor. Raises InputError when the directory has none."""
-        return self.kind.processor(self.directory, self.trust_remote_code)
+        made = self.checkpoint.directory  # a temporary one, of which nobody knows, where the layout is Meta's
+        try:
+            return self.kind.processor(made, self.trust_remote_code)
+        except InputError as error:
+            raise InputError(str(error).replace(str(made), str(self.directory))) from error
 
     def open(self, wish: Wish) -> tuple[Source, list[str]]:
         """A source of samples for this model, and what the user should know about it. Raises InputError."""
@@ -138,43 +134,20 @@ def locate(name: str, revision: str | None = None, token: str | None = None) -> 
         return _checked(path)
     if path.exists():
         raise InputError(f"{name} is a file; give the checkpoint's directory")
-    if META_LAYOUT.fullmatch(name):
-        raise InputError(f"{name} holds Meta's original files, which are not read yet; use {name}-hf")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise InputError(f"there is no directory {name}")
-    return _checked(_download(name, revision, token))
+    return _checked(download(name, revision, token))
 
 
-def _download(name: str, revision: str | None, token: str | None) -> Path:
-    wanted, twice = [*SIDE_FILES, "*.safetensors"], ["consolidated*", "original/*"]  # the same weights, Meta's way
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, token=token, allow_patterns=wanted, ignore_patterns=twice)
-        )
-    except GatedRepoError as error:
-        raise InputError(f"{name} is gated: accept its licence on the hub and give --token or set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{name} has no revision '{revision}'") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"there is no directory and no Hugging Face model '{name}' (a private one needs --token)"
-        ) from error
-    except HFValidationError as error:
-        raise InputError(f"'{name}' is neither a directory nor a Hugging Face id") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise InputError(
-            f"'{name}' is no local directory, is not in the Hugging Face cache, and the hub cannot be reached "
-            "(no network, or HF_HUB_OFFLINE is set)"
-        ) from error
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """The checkpoint in a directory: as Hugging Face writes it or, where there is none, as Meta does."""
+    stored = any(kind.found(directory) for kind in FILE_KINDS)
+    return META.open(directory) if META.found(directory) and not stored else Checkpoint.open(directory)
 
 
 def _checked(directory: Path) -> Path:
-    if (directory / CONFIG).is_file():
+    if (directory / CONFIG).is_file() or META.found(directory):
         return directory
-    if (directory / "params.json").is_file():
-        raise InputError(
-            f"{directory} holds Meta's original files, which are not read yet; use the repository named -hf"
-        )
     raise InputError(f"{directory} is not a checkpoint: it has no {CONFIG}")
 
 
@@ -189,40 +162,49 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
     return config
 
 
-def load(
-    name: str,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    blocks: str | None = None,
-    skip: list[str] | None = None,
-    depthwise: bool = False,
-    trust_remote_code: bool = False,
-) -> Model:
-    """Opens a checkpoint: config → skeleton on meta → everything outside the blocks.
-
-    dtype: of the forward passes (`auto`: as stored; float16 is computed in float32 on a CPU); skip: regular expressions
-    of matrices' names that stay dense; depthwise: prune depthwise convolutions, too. Raises InputError.
+class Asked(TypedDict, total=False):
+    """How a checkpoint is opened. dtype: of the forward passes (`auto`: as stored; float16 is computed in float32 on a
+    CPU); blocks: a pattern of their names; skip: regular expressions of matrices' names that stay dense; depthwise:
+    prune depthwise convolutions, too.
     """
-    directory = locate(name, revision, token)
-    config = read_config(directory, trust_remote_code)
+
+    revision: str | None
+    token: str | None
+    dtype: str
+    device: str
+    blocks: str | None
+    skip: list[str] | None
+    depthwise: bool
+    trust_remote_code: bool
+
+
+def load(name: str, **asked: Unpack[Asked]) -> Model:
+    """Opens a checkpoint: its outline, then the weights outside the blocks. Raises InputError."""
+    model = outline(name, **asked)
+    _load_rest(model)
+    return model
+
+
+def outline(name: str, **asked: Unpack[Asked]) -> Model:
+    """A model without a weight: config → skeleton on meta → blocks and what is pruned in them, from the files' headers
+    alone. Raises InputError.
+    """
+    directory = locate(name, asked.get("revision"), asked.get("token"))
+    checkpoint = open_checkpoint(directory)
+    trust_remote_code = asked.get("trust_remote_code", False)
+    config = read_config(checkpoint.directory, trust_remote_code)
     kind = kind_of(config)
-    checkpoint = Checkpoint.open(directory)
-    place = choose_device(device)
-    compute = choose_dtype(dtype, checkpoint, place)
+    place = choose_device(asked.get("device", "auto"))
+    compute = choose_dtype(asked.get("dtype", "auto"), checkpoint, place)
     network = _skeleton(kind, config, compute, trust_remote_code)
     names = module_names(network, checkpoint.headers)
-    made = [_block(prefix, module, checkpoint, names) for prefix, module in find_blocks(network, config, blocks)]
-    inside = {key for block in made for key in block.keys}
+    found = find_blocks(network, config, asked.get("blocks"), kind.trunk(network))
+    blocks = [_block(prefix, module, checkpoint, names) for prefix, module in found]
+    inside = {key for block in blocks for key in block.keys}
     rest = [key for key in checkpoint.headers if key not in inside]
-    _load_rest(network, checkpoint, {key: names[key] for key in rest}, place)
-    prefixes = tuple(f"{block.name}." for block in made)
-    outside = {name for name, p in network.named_parameters() if p.is_meta and not name.startswith(prefixes)}
-    require(directory, "", outside)
-    skipped = _choose_matrices(network, made, checkpoint, names, skip or [], depthwise)
-    return Model(kind, network, config, directory, checkpoint, made, rest, skipped, place, compute, trust_remote_code)
+    skip, depthwise = asked.get("skip") or [], asked.get("depthwise", False)
+    skipped = choose_matrices(kind, network, blocks, checkpoint, names, skip, depthwise)
+    return Model(kind, network, config, directory, checkpoint, blocks, rest, skipped, place, compute, trust_remote_code)
 
 
 def choose_device(device: str) -> torch.device:
@@ -281,64 +263,18 @@ def _block(prefix: str, module: nn.Module, checkpoint: Checkpoint, names: dict[s
     return Block(prefix, module, checkpoint, keys)
 
 
-def _load_rest(network: Any, checkpoint: Checkpoint, names: dict[str, str], device: torch.device) -> None:
+def _load_rest(model: Model) -> None:
     """Loads everything outside the blocks, which stay on meta. Tensors the network has no place for are ignored."""
+    network: Any = model.network
     known = network.state_dict()
-    wanted = {key: name for key, name in names.items() if name in known}
-    tensors = {wanted[key]: tensor for key, tensor in checkpoint.read(wanted).items()}
-    assign(network, tensors, device, network.config.model_type)
+    wanted = {key: name for key, name in module_names(network, model.rest).items() if name in known}
+    tensors = {wanted[key]: tensor for key, tensor in model.checkpoint.read(wanted).items()}
+    assign(network, tensors, model.device, network.config.model_type)
     # as from_pretrained calls it: a head that is stored apart and differs from the embedding is not tied
     network.tie_weights(missing_keys=known.keys() - set(wanted.values()), recompute_mapping=False)
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(device)
-
-
-def _choose_matrices(
-    network: nn.Module,
-    blocks: list[Block],
-    checkpoint: Checkpoint,
-    names: dict[str, str],
-    skip: list[str],
-    depthwise: bool,
-) -> dict[str, str]:
-    """Gives each block its matrices; returns {weight: why it stays dense} for every other weight of two dimensions."""
-    stored = {name: checkpoint.headers[key].dtype for key, name in names.items()}
-    skipped: dict[str, str] = {}
-    for block in blocks:
-        for matrix in find_matrices(block.name, block.module, lambda name: stored[name]):
-            why = _why_skipped(matrix, skip, depthwise)
-            if why:
-                skipped[matrix.layer] = why
-            else:
-                block.matrices.append(matrix)
-    pruned = {matrix.parameter for block in blocks for matrix in block.matrices}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        if parameter.dim() > 1 and name not in pruned and name.removesuffix(".weight") not in skipped:
-            skipped[name.removesuffix(".weight")] = _why_dense(network, name, {block.name for block in blocks})
-    return skipped
-
-
-def _why_skipped(matrix: Matrix, skip: list[str], depthwise: bool) -> str | None:
-    pattern = next((pattern for pattern in skip if re.search(pattern, matrix.name)), None)
-    if pattern:
-        return f"matches --skip {pattern}"
-    own = matrix.depthwise and not depthwise
-    return "depthwise convolution; --set model.depthwise=true prunes them, too" if own else None
-
-
-def _why_dense(network: Any, name: str, blocks: set[str]) -> str:
-    if any(name.startswith(f"{block}.") for block in blocks):
-        return "not a linear layer"
-    owner = network.get_submodule(name.rpartition(".")[0])
-    if owner is head_of(network):
-        return "output head"
-    return "embedding" if owner is _embedding_of(network) else "outside the blocks"
-
-
-def _embedding_of(network: Any) -> nn.Module | None:
-    try:
-        embedding: nn.Module = network.get_input_embeddings()
-    except NotImplementedError:  # convolutional networks have none
-        return None
-    return embedding
+            module._buffers[name] = buffer.to(model.device)
+    prefixes = tuple(f"{block.name}." for block in model.blocks)
+    outside = {name for name, p in network.named_parameters() if p.is_meta and not name.startswith(prefixes)}
+    require(model.directory, "", outside)
