@@ -52,6 +52,11 @@ Set = Annotated[
 ]
 
 # Pruning with retraining
+TrainModel = Annotated[str | None, typer.Argument(help="A local directory or a Hugging Face id.", show_default=False)]
+TrainEval = Annotated[
+    list[str] | None,
+    Option("--eval", metavar="TASK", help="imagenet=PATH, heldout, or none. Repeatable. (default: heldout, 64 images)"),
+]
 TrainSparsity = Annotated[float | None, Option("--sparsity", help="Share of zeros at the end. (default: 0.5)")]
 Method = Annotated[
     str | None,

@@ -16,7 +16,7 @@ from obsprune.errors import InputError
 
 
 def train_prune(
-    model: options.Model = None,
+    model: options.TrainModel = None,
     sparsity: options.TrainSparsity = None,
     method: options.Method = None,
     curvature: options.Curvature = None,
@@ -33,7 +33,7 @@ def train_prune(
     config: options.Config = None,
     set_: options.TrainSet = None,
     skip: options.Skip = None,
-    eval_: options.Eval = None,
+    eval_: options.TrainEval = None,
     revision: options.Revision = None,
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,

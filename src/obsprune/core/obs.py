@@ -40,11 +40,6 @@ def saliency(w_P: Tensor, inverse_PP: Tensor) -> Tensor:
     return w_P.square() / (2 * inverse_PP.diagonal(dim1=-2, dim2=-1))
 
 
-def obd_saliency(w_P: Tensor, h_P: Tensor) -> Tensor:
-    """½ h_qq w_q² of every weight […, P] (LeCun, Denker & Solla, 1989), h_P the diagonal of H."""
-    return h_P * w_P.square() / 2
-
-
 def plane_costs(w_P: Tensor, inverse_PP: Tensor, A_KP: Tensor, b_K: Tensor | float = 0.0) -> Tensor:
     """L = (aᵀw − b)² / (2 aᵀH⁻¹a) of every plane […, K]; a plane with a = 0 cannot be chosen: its cost is infinite."""
     gap_K = (A_KP @ w_P.unsqueeze(-1)).squeeze(-1) - b_K
