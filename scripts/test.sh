@@ -10,4 +10,5 @@ fi
 ruff check
 ruff format --check
 mypy
-python -m pytest -n "${OBSPRUNE_WORKERS:-auto}" "${select[@]}" "$@"
+# worksteal: the slow tests are the last ones, and one worker must not be left alone with them
+python -m pytest -n "${OBSPRUNE_WORKERS:-auto}" --dist worksteal "${select[@]}" "$@"
