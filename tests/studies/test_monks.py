@@ -9,25 +9,31 @@ import torch
 from obsprune.core.obs import saliency
 from obsprune.errors import InputError
 from obsprune.progress import Silent
+from obsprune.studies.cases import INPUTS, PROBLEMS, Cases, all_cases, encoded
 from obsprune.studies.material import Material
-from obsprune.studies.monks import CRITERIA, INPUTS, RULES, Monks, all_cases, drawn, encoded
+from obsprune.studies.monks import CRITERIA, Monks
 from obsprune.studies.nets import Nets, Shape, Task, at, gauss_newton, path, prune, train
 
 TINY = {"seeds": 2, "hidden": 1, "steps": 40, "retraining": 3, "decay": 3e-3, "alpha": 3e-3}
 OBS, _, OBD, MAGNITUDE, PLANES = CRITERIA
 
 
+def drawn(seed: int) -> Cases:
+    """The noisy training cases of MONK-3."""
+    return PROBLEMS[3].training.cases(PROBLEMS[3].holds, Material(), seed)
+
+
 @pytest.fixture(scope="module")
 def trained() -> tuple[Task, Nets]:
     shape = Shape(17, 2)
-    cases, labels = zip(*(drawn(RULES[3], seed) for seed in range(2)), strict=True)
+    cases, labels = zip(*(drawn(seed) for seed in range(2)), strict=True)
     task = Task(shape, torch.stack([encoded(one) for one in cases]), torch.stack(labels).double(), 3e-3)
     return task, train(task, Nets.whole(torch.stack([shape.start(seed, 0.5) for seed in range(2)])), 120)
 
 
 @pytest.mark.parametrize(("problem", "count"), [(1, 216), (2, 142), (3, 228)])
 def test_rules_hold_for_as_many_cases_as_published(problem: int, count: int) -> None:
-    assert int(RULES[problem].holds(all_cases()).sum()) == count
+    assert int(PROBLEMS[problem].holds(all_cases()).sum()) == count
 
 
 def test_encoding_is_one_of_each_attribute() -> None:
@@ -45,18 +51,18 @@ def test_encoding_is_one_of_each_attribute() -> None:
 
 
 def test_drawn_cases_are_all_different_and_some_labels_wrong() -> None:
-    cases, labels = drawn(RULES[3], 0)
+    cases, labels = drawn(0)
     assert len(cases.unique(dim=0)) == 122
-    assert int((labels != RULES[3].holds(cases)).sum()) == 6
-    again, other = drawn(RULES[3], 0), drawn(RULES[3], 1)
+    assert int((labels != PROBLEMS[3].holds(cases)).sum()) == 6
+    again, other = drawn(0), drawn(1)
     assert torch.equal(again[0], cases) and torch.equal(again[1], labels) and not torch.equal(other[0], cases)
 
 
 def test_the_file_of_monk1_follows_the_rule(assets: Path) -> None:
     data = Material(assets).monk1()
     assert (len(data.x), len(data.x_test)) == (124, 432)
-    assert torch.equal(RULES[1].holds(data.x), data.y.bool()) and torch.equal(
-        RULES[1].holds(data.x_test), data.y_test.bool()
+    assert torch.equal(PROBLEMS[1].holds(data.x), data.y.bool()) and torch.equal(
+        PROBLEMS[1].holds(data.x_test), data.y_test.bool()
     )
     assert len(data.x_test.unique(dim=0)) == 432
 

@@ -19,11 +19,9 @@ from obsprune.studies.sensing import (
     PRIORS,
     Iht,
     MnistPrior,
-    ObsIobs,
     Problem,
     Run,
     Stochastic,
-    TopkIobs,
     draw_problem,
     follow,
 )
@@ -65,7 +63,7 @@ def test_the_published_gradient_is_that_of_the_mean_squared_error() -> None:
     assert point.grad is not None
     hessian = one.sensing.T @ one.sensing
     newton = one.start - torch.linalg.solve(hessian, point.grad)
-    torch.testing.assert_close(TopkIobs(2 / 48).step(one, one.start, generator(0)), top_k(newton, 12))
+    torch.testing.assert_close(KINDS["topk"](2 / 48).step(one, one.start, generator(0)), top_k(newton, 12))
     slow = one.start - point.grad / torch.linalg.matrix_norm(hessian, 2)
     torch.testing.assert_close(Iht(2 / 48).step(one, one.start, generator(0)), top_k(slow, 12))
 
@@ -74,7 +72,7 @@ def test_option_2_leaves_no_gradient_toward_the_newton_point_on_its_support() ->
     """It is the point nearest to the Newton point in the norm of H, among those with its own support."""
     one = problem(2)
     newton = one.start - 2 / 48 * torch.linalg.solve(one.hessian, one.gradient(one.start))
-    found = ObsIobs(2 / 48).step(one, one.start, generator(0))
+    found = KINDS["obs"](2 / 48).step(one, one.start, generator(0))
     pull = one.hessian @ (newton - found)
     assert int((found != 0).sum()) == 12
     assert float(pull[found != 0].abs().max()) < 1e-10 < float(pull.abs().max())
@@ -90,7 +88,7 @@ def test_a_whole_batch_makes_the_stochastic_gradient_exact() -> None:
 
 def test_a_run_stays_where_only_rounding_is_left() -> None:
     one = problem(4)
-    newton = follow(one, Run("", TopkIobs(1), 50), {1, 50}, {1, 50}, generator(0))
+    newton = follow(one, Run("", KINDS["topk"](1), 50), {1, 50}, {1, 50}, generator(0))
     slow = follow(one, Run("", Iht(2 / 48), 50), {0, 50}, {50}, generator(0))
     assert newton.distances[1] < 1e-12 * float(one.goal.norm()) and newton.found == 1
     assert torch.equal(newton.points[1], newton.points[50]) and len(newton.distances) == 51

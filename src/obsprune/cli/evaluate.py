@@ -8,8 +8,8 @@ from pathlib import Path
 import typer
 
 from obsprune.cli import options
+from obsprune.cli.carry import OUT
 from obsprune.cli.console import Watch, err, quiet_libraries
-from obsprune.cli.prune import OUT
 from obsprune.cli.tables import eval_table
 from obsprune.errors import InputError
 

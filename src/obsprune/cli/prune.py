@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
-from pathlib import Path
-from typing import Any
-
-import typer
-
 from obsprune.cli import options
-from obsprune.cli.console import Watch, err, quiet_libraries
+from obsprune.cli.carry import Verb, Way, carry_out, given
+from obsprune.cli.console import quiet_libraries
 from obsprune.cli.tables import dry_run_tables, prune_tables
-from obsprune.errors import InputError
-
-OUT = Path("obsprune-out")
 
 
 def prune(
@@ -68,41 +58,9 @@ def prune(
     )
     settings = [parse_setting(text) for text in set_ or []]
     recipe = make_recipe(*layered(preset, read_recipe(config) if config else {}, flags, *settings))
-    if not recipe.model.name:
-        raise InputError("no model given: name a directory, a Hugging Face id, or 'demo'")
-    output = output_dir or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"
-    if dry_run:
-        plan = make_plan(recipe, token)
-        show(dry_run_tables(plan), describe(plan), json_)
-        return
-    with Watch(quiet or json_) as watch:
-        report = pipeline.prune(
-            recipe, output, watch, force, token, shlex.join(["obsprune", *without_token(sys.argv[1:])])
-        )
-    show([] if quiet else prune_tables(report), report, json_)
-    if not json_:
-        typer.echo(report["output"])
-
-
-def given(**values: Any) -> dict[str, Any]:
-    """What the user said: an empty section of a recipe must not replace one from a file."""
-    return {key: value for key, value in values.items() if value is not None and value != {}}
+    verb = Verb(make_plan, describe, dry_run_tables, pipeline.prune, prune_tables)
+    carry_out(verb, recipe, Way(output_dir, token, dry_run, force, json_, quiet))
 
 
 def _number(text: str | None) -> int | str | None:
     return int(text) if text and text.lstrip("-").isdigit() else text
-
-
-def without_token(words: list[str]) -> list[str]:
-    """The command line for the report, without a secret in it."""
-    hidden = [index + 1 for index, word in enumerate(words) if word == "--token"]
-    return ["***" if index in hidden or word.startswith("--token=") else word for index, word in enumerate(words)]
-
-
-def show(tables: list[Any], machine: dict[str, Any], as_json: bool) -> None:
-    """The result, for a person or for a machine."""
-    if as_json:
-        typer.echo(json.dumps(machine, indent=1))
-    else:
-        for table in tables:
-            err.print(table)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from pathlib import Path
-
-import typer
-
 from obsprune.cli import options
-from obsprune.cli.console import Watch, quiet_libraries
-from obsprune.cli.prune import OUT, given, show, without_token
+from obsprune.cli.carry import Verb, Way, carry_out, given
+from obsprune.cli.console import quiet_libraries
 from obsprune.cli.tables import training_dry_run_tables, training_tables
-from obsprune.errors import InputError
 
 
 def train_prune(
@@ -60,16 +53,11 @@ def train_prune(
     )
     settings = [parse_setting(text) for text in set_ or []]
     recipe = make_training(read_recipe(config) if config else {}, flags, *settings)
-    if not recipe.model.name:
-        raise InputError("no model given: name a directory or a Hugging Face id")
-    output = output_dir or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"
-    if dry_run:
-        plan = train_pipeline.make_training_plan(recipe, token)
-        show(training_dry_run_tables(plan), train_pipeline.describe(plan), json_)
-        return
-    with Watch(quiet or json_) as watch:
-        command = shlex.join(["obsprune", *without_token(sys.argv[1:])])
-        report = train_pipeline.train_prune(recipe, output, watch, force, token, command)
-    show([] if quiet else training_tables(report), report, json_)
-    if not json_:
-        typer.echo(report["output"])
+    verb = Verb(
+        train_pipeline.make_training_plan,
+        train_pipeline.describe,
+        training_dry_run_tables,
+        train_pipeline.train_prune,
+        training_tables,
+    )
+    carry_out(verb, recipe, Way(output_dir, token, dry_run, force, json_, quiet))

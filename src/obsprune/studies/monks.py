@@ -7,19 +7,19 @@ accuracy on the training cases is what it was. The test cases are looked at afte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from obsprune.errors import InputError
 from obsprune.progress import Progress
 from obsprune.report.figures import Curves, Figure, Line
 from obsprune.studies.base import Cell, Outcome, Study, Table, best_and_median
-from obsprune.studies.material import MONKS_VALUES, Material
+from obsprune.studies.cases import INPUTS, PROBLEMS, Problem, all_cases, encoded
+from obsprune.studies.material import Material
 from obsprune.studies.nets import (
     Criterion,
     Nets,
@@ -52,48 +52,6 @@ TOLD = {
 }
 SAME_ERROR = 2.0
 """An error of up to this many times the dense net's counts as the same."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a problem asks of the attributes [N, 6], and how it is drawn: training cases, and the share of their labels
-    that is flipped.
-    """
-
-    holds: Callable[[Tensor], Tensor]
-    cases: int
-    flipped: float = 0.0
-
-
-RULES = {
-    1: Rule(lambda a: (a[:, 0] == a[:, 1]) | (a[:, 4] == 1), 124),
-    2: Rule(lambda a: (a == 1).sum(1) == 2, 169),
-    3: Rule(lambda a: ((a[:, 4] == 3) & (a[:, 3] == 1)) | ((a[:, 4] != 4) & (a[:, 1] != 3)), 122, flipped=0.05),
-}
-
-
-def all_cases() -> Tensor:
-    """The 432 cases [432, 6]."""
-    return torch.cartesian_prod(*(torch.arange(1, values + 1) for values in MONKS_VALUES))
-
-
-def encoded(cases: Tensor) -> Tensor:
-    """One input of 0 or 1 for each value of each attribute [N, 17]."""
-    parts = [one_hot(cases[:, i] - 1, values) for i, values in enumerate(MONKS_VALUES)]
-    return torch.cat(parts, 1).double()
-
-
-INPUTS = [f"a{attribute}={value}" for attribute, values in enumerate(MONKS_VALUES, 1) for value in range(1, values + 1)]
-
-
-def drawn(rule: Rule, seed: int) -> tuple[Tensor, Tensor]:
-    """Training cases [N, 6] without repetition and their labels, some of them flipped, by a generator of its own."""
-    random = torch.Generator().manual_seed(seed)
-    cases = all_cases()[torch.randperm(432, generator=random)[: rule.cases]]
-    labels = rule.holds(cases)
-    wrong = torch.randperm(rule.cases, generator=random)[: round(rule.flipped * rule.cases)]
-    labels[wrong] = ~labels[wrong]
-    return cases, labels
 
 
 @dataclass(frozen=True)
@@ -184,12 +142,9 @@ class Monks(Study):
     trained: float = 0.0
 
     def require(self, material: Material) -> None:
-        if self.problem == 1:
-            material.monk1()
+        self._problem().training.told(material)
 
     def run(self, material: Material, progress: Progress) -> Outcome:
-        if self.problem not in RULES:
-            raise InputError(f"settings.problem is {self.problem}; MONK's problems are 1, 2 and 3")
         shape = Shape(len(INPUTS), self.hidden, self.activation)
         (task, test), told = self._tasks(shape, material)
         progress.stage(f"MONK-{self.problem}: pruning {self.seeds} nets of {shape.weights} weights", len(CRITERIA) + 1)
@@ -202,17 +157,18 @@ class Monks(Study):
         runs = [self._run(criterion, task, test, nets, progress) for criterion in CRITERIA]
         return self._outcome(runs, task, nets, chosen, told)
 
+    def _problem(self) -> Problem:
+        if self.problem not in PROBLEMS:
+            raise InputError(f"settings.problem is {self.problem}; MONK's problems are 1, 2 and 3")
+        return PROBLEMS[self.problem]
+
     def _tasks(self, shape: Shape, material: Material) -> tuple[list[Task], str]:
         """Training and test cases of every net, and where they come from."""
-        if self.problem == 1:
-            data = material.monk1()
-            parts, told = [(data.x, data.y)] * self.seeds, data.told
-        else:
-            rule = RULES[self.problem]
-            parts = [drawn(rule, seed) for seed in range(self.seeds)]
-            told = f"MONK-{self.problem} by its rule: {rule.cases} of the 432 cases drawn to train on, a net its own"
-        everything = (all_cases(), RULES[self.problem].holds(all_cases()))
-        return [self._task(shape, parts), self._task(shape, [everything] * self.seeds)], told
+        problem = self._problem()
+        parts = [problem.training.cases(problem.holds, material, seed) for seed in range(self.seeds)]
+        everything = (all_cases(), problem.holds(all_cases()))
+        tasks = [self._task(shape, parts), self._task(shape, [everything] * self.seeds)]
+        return tasks, problem.training.told(material)
 
     def _task(self, shape: Shape, parts: Iterable[tuple[Tensor, Tensor]]) -> Task:
         cases, labels = zip(*parts, strict=True)

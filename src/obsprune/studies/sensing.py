@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -172,28 +173,15 @@ class Iht(Algorithm):
 
 @final
 @dataclass(frozen=True)
-class TopkIobs(Algorithm):
-    """Option 1."""
+class Iobs(Algorithm):
+    """I-OBS with exact curvature; rule: one of its two options in core/iobs.py."""
 
-    title = "Topk-I-OBS"
-
+    title: str
+    rule: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     rate: float
 
     def step(self, problem: Problem, point: Tensor, random: torch.Generator) -> Tensor:
-        return topk_iobs(point, self.rate * problem.gradient(point), problem.inverse, problem.survivors)
-
-
-@final
-@dataclass(frozen=True)
-class ObsIobs(Algorithm):
-    """Option 2 with the greedy support."""
-
-    title = "Option 2"
-
-    rate: float
-
-    def step(self, problem: Problem, point: Tensor, random: torch.Generator) -> Tensor:
-        return obs_iobs(point, self.rate * problem.gradient(point), problem.inverse, problem.survivors)
+        return self.rule(point, self.rate * problem.gradient(point), problem.inverse, problem.survivors)
 
 
 @final
@@ -215,7 +203,11 @@ class Stochastic(Algorithm):
         return stochastic_iobs(point, gradient, self.damping, problem.survivors)
 
 
-KINDS: dict[str, Callable[[float], Algorithm]] = {"topk": TopkIobs, "kiht": Iht, "obs": ObsIobs}
+KINDS: dict[str, Callable[[float], Algorithm]] = {
+    "topk": partial(Iobs, "Topk-I-OBS", topk_iobs),
+    "kiht": Iht,
+    "obs": partial(Iobs, "Option 2", obs_iobs),  # with the greedy support
+}
 
 
 @dataclass(frozen=True)
