@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from obsprune.core import statistics
 from obsprune.models.checkpoint import Checkpoint
@@ -22,6 +23,30 @@ from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
 
 ORACLE = "stories260k-sparsegpt.safetensors"
+
+
+def upcycled(source: Path, output: Path, experts: int = 8) -> Path:
+    """A Llama made into a Mixtral whose experts all are its feed-forward layer: the same function whoever is chosen."""
+    llama = AutoModelForCausalLM.from_pretrained(source)
+    shared = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+              "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "bos_token_id",
+              "eos_token_id", "tie_word_embeddings")  # fmt: skip
+    torch.manual_seed(0)
+    config = MixtralConfig(**{key: getattr(llama.config, key) for key in shared}, num_local_experts=experts)
+    mixtral, given = MixtralForCausalLM(config), llama.state_dict()
+    for name, parameter in mixtral.named_parameters():
+        if name in given:
+            parameter.data.copy_(given[name])
+        elif name.endswith("mlp.gate.weight"):
+            parameter.data.normal_()
+        else:
+            layer, own = name.rsplit(".experts.")
+            kinds = ["down_proj"] if own == "down_proj" else ["gate_proj", "up_proj"]
+            parameter.data.copy_(torch.cat([given[f"{layer}.{kind}.weight"] for kind in kinds]))
+    mixtral.save_pretrained(output)
+    for path in source.glob("tokenizer*"):
+        shutil.copy(path, output)
+    return output
 
 
 def prune_stories(assets: Path, oracles: Path, output: Path, **settings: Any) -> dict[str, Any]:
@@ -168,3 +193,23 @@ def with_preset(assets: Path, oracles: Path, output: Path, preset: str, **settin
     flags = {"model": {"name": str(assets / "stories260k")}, "data": data, "evaluation": evaluation, **settings}
     report = prune(make_recipe(*layered(preset, {}, flags)), output, Silent())
     return float(next(iter(report["evaluation"].values()))["pruned"]["perplexity"])
+
+
+@pytest.mark.slow
+def test_experts_of_a_real_model(assets: Path, oracles: Path, tmp_path: Path) -> None:
+    """A mixture of eight copies is the dense model; each copy, pruned for its own tokens, is no worse than the one."""
+    mixture = upcycled(assets / "stories260k", tmp_path / "mixture")
+    rows = torch.arange(3, 83).reshape(2, 40)
+    with torch.no_grad():
+        one, other = (
+            AutoModelForCausalLM.from_pretrained(path)(rows).logits for path in (mixture, assets / "stories260k")
+        )
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    data = {"dataset": f"{oracles / ORACLE}:calibration_input_ids", "nsamples": 32, "seqlen": 256}
+    settings = {"solver": {"name": "sparsegpt"}, "sparsity": 0.5, "data": data}
+    dense = prune_stories(assets, oracles, tmp_path / "dense", **settings)
+    sparse = prune_stories(assets, oracles, tmp_path / "sparse", model={"name": str(mixture)}, **settings)
+    assert sparse["dense"]["perplexity"] == pytest.approx(dense["dense"]["perplexity"], rel=1e-3)
+    assert sparse["pruned"]["perplexity"] < dense["pruned"]["perplexity"]
+    told = json.loads((tmp_path / "sparse/report.json").read_text())["coverage"]
+    assert [sum(layer["tokens"]) for layer in told] == [2 * 32 * 256] * 5

@@ -91,7 +91,71 @@ ZOO: dict[str, Family] = {
     ),
 }  # fmt: skip
 
-MIXTRAL = Family("MixtralConfig", GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}, "model.layers", QKVO)
+CHOSEN = GROUPED | {"num_experts_per_tok": 2}
+FEW = CHOSEN | {"num_experts": 6, "moe_intermediate_size": 24}
+DEEPSEEK = CHOSEN | {
+    "num_key_value_heads": 4, "n_routed_experts": 6, "n_shared_experts": 1, "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "n_group": 2, "topk_group": 1,
+}  # fmt: skip
+OSS = CHOSEN | {
+    "num_local_experts": 6, "head_dim": 8, "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
+NEMOTRON = CHOSEN | {
+    "n_routed_experts": 6, "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24, "n_group": 1,
+    "topk_group": 1, "head_dim": 8, "layers_block_type": ["attention", "moe"],
+}  # fmt: skip
+
+
+def routed(layer: str, count: int = 6, *names: str) -> tuple[str, ...]:
+    """The matrices of all experts of a layer."""
+    return tuple(f"{layer}.{index}.{name}" for index in range(count) for name in names or GATED)
+
+
+GATED = ("gate_proj", "up_proj", "down_proj")
+EXPERTS = (*QKVO, *routed("mlp.experts"))
+SHARED_EXPERT = tuple(f"mlp.shared_expert.{name}" for name in GATED)
+MIXTURES: dict[str, Family] = {
+    "mixtral": Family("MixtralConfig", CHOSEN | {"num_local_experts": 6}, "model.layers", EXPERTS),
+    "qwen2_moe": Family(
+        "Qwen2MoeConfig", FEW | {"shared_expert_intermediate_size": 24}, "model.layers", (*EXPERTS, *SHARED_EXPERT)
+    ),
+    "qwen3_moe": Family("Qwen3MoeConfig", FEW | {"head_dim": 8}, "model.layers", EXPERTS),
+    "olmoe": Family("OlmoeConfig", FEW, "model.layers", EXPERTS),
+    "phimoe": Family("PhimoeConfig", CHOSEN | {"num_local_experts": 6}, "model.layers", EXPERTS),
+    "granitemoe": Family(
+        "GraniteMoeConfig", CHOSEN | {"num_local_experts": 6}, "model.layers",
+        (*QKVO, *routed("block_sparse_moe.experts")),
+    ),
+    "gpt_oss": Family("GptOssConfig", OSS, "model.layers", EXPERTS),
+    "deepseek_v3": Family("DeepseekV3Config", DEEPSEEK, "model.layers", ()),
+    "nemotron_h": Family("NemotronHConfig", NEMOTRON, "model.layers", ()),
+}  # fmt: skip
+"""Mixtures of experts. Their first layers can be others (DeepSeek, Nemotron): `layers` is empty then."""
+DENSE_FIRST = CHOSEN | {
+    "n_routed_experts": 6, "n_shared_experts": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+    "head_dim": 8, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+LATENT = {key: value for key, value in DEEPSEEK.items() if key not in ("n_group", "topk_group", "q_lora_rank")}
+FULL = {"layer_types": ["full_attention", "full_attention"]}
+MORE_MIXTURES: dict[str, Family] = {
+    name: Family(config, options, "model.layers", ())
+    for name, config, options in (
+        ("deepseek_v2", "DeepseekV2Config", LATENT | {"q_lora_rank": None, "topk_method": "greedy"}),
+        ("minimax", "MiniMaxConfig", CHOSEN | FULL | {"num_local_experts": 6, "head_dim": 8}),
+        ("hunyuan_v1_moe", "HunYuanMoEV1Config", GROUPED | {"num_experts": 6, "moe_topk": 2, "head_dim": 8}),
+        ("glm4_moe", "Glm4MoeConfig", DENSE_FIRST),
+        ("dots1", "Dots1Config", DENSE_FIRST),
+        ("flex_olmo", "FlexOlmoConfig", CHOSEN | {"num_experts": 6}),
+        ("lfm2_moe", "Lfm2MoeConfig", FEW | FULL | {"num_dense_layers": 1}),
+        ("qwen3_next", "Qwen3NextConfig", FEW | FULL | {"shared_expert_intermediate_size": 24, "head_dim": 8}),
+        ("cohere2_moe", "Cohere2MoeConfig", CHOSEN | {"num_experts": 6}),
+    )
+}
+"""For docs/models.md alone."""
+UNWATCHED = Family("Llama4TextConfig", GROUPED | {"num_local_experts": 4, "head_dim": 8}, "model.layers", QKVO)
+"""Experts whose implementation transformers does not let one choose."""
 
 SHARED = GROUPED | {
     "num_hidden_layers": 4, "num_kv_shared_layers": 2, "head_dim": 8, "sliding_window": 8,
@@ -224,6 +288,7 @@ CLASSIFIERS: dict[str, Classifier] = {
 
 FUSED_FFN = replace(CLASSIFIERS["dinov2-swiglu"], renamed=True)
 """As DINOv2's largest model is stored: gate and up in one tensor."""
+PICTURED = CLASSIFIERS | {"dinov2-fused": FUSED_FFN}
 
 
 @dataclass(frozen=True)
@@ -233,9 +298,10 @@ class Zoo:
     folder: Path
 
     def __call__(self, name: str, dtype: torch.dtype = torch.float32) -> Path:
-        """The checkpoint of a family of ZOO or CLASSIFIERS; read it, never write to it."""
+        """The checkpoint of a family of ZOO, MIXTURES, MORE_MIXTURES or PICTURED; read it, never write to it."""
         label = f"{name}-{str(dtype).removeprefix('torch.')}"
-        return self.make(label, ZOO[name], dtype) if name in ZOO else self.classifier(label, CLASSIFIERS[name], dtype)
+        family = (ZOO | MIXTURES | MORE_MIXTURES).get(name)
+        return self.make(label, family, dtype) if family else self.classifier(label, PICTURED[name], dtype)
 
     def make(self, label: str, family: Family, dtype: torch.dtype = torch.float32) -> Path:
         path = self.folder / label
@@ -344,16 +410,24 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 
 @pytest.fixture(scope="session")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set: 24 rows of 32 token ids."""
-    path = tmp_path_factory.getbasetemp() / "tokens.safetensors"
-    save_file({"input_ids": token_rows(24)}, path)
-    return path
+    return tokens_in(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictures_in(tmp_path_factory.getbasetemp())
+
+
+def tokens_in(folder: Path) -> Path:
+    """A data set: 24 rows of 32 token ids."""
+    path = folder / "tokens.safetensors"
+    save_file({"input_ids": token_rows(24)}, path)
+    return path
+
+
+def pictures_in(parent: Path) -> Path:
     """A labels file beside 24 small images of many odd sizes, JPEG and PNG, colour and grey, with classes 0 to 9."""
-    folder = tmp_path_factory.getbasetemp() / "pictures"
+    folder = parent / "pictures"
     if not folder.is_dir():
         folder.mkdir()
         generator, lines = np.random.default_rng(0), []

@@ -14,7 +14,7 @@ import yaml
 
 from obsprune.core.patterns import Pattern
 from obsprune.engine.allocation import Probe, choose, patterns_of
-from obsprune.engine.layerwise import Projection, prune_blocks
+from obsprune.engine.layerwise import prune_blocks
 from obsprune.engine.place import choose_place
 from obsprune.engine.preflight import check_gradients, check_walk
 from obsprune.engine.rounds import Rounds
@@ -88,7 +88,7 @@ def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
 
 def one_shot(plan: Plan, patterns: Mapping[str, Pattern], run: RunDir, progress: Progress) -> None:
     """Prunes and matches block after block."""
-    projection = Projection(plan.recipe.make_solver(), patterns)
+    projection = replace(plan.projection, patterns=patterns)
     matching, reestimate = plan.recipe.make_matching(), plan.recipe.engine.reestimate_norms
     prune_blocks(plan.model, make_streams(plan), projection, run, progress, matching, reestimate)
 
@@ -105,7 +105,7 @@ def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
             judge = teach(place, plan.draw.heldout, judged_at_once(plan))
         parts = model.batches(plan.draw.calibration, plan.batch_size)
         assert recipe.sparsity is not None
-        probe = Probe(place, recipe.make_solver(), recipe.sparsity, parts, judge, progress)
+        probe = Probe(place, plan.projection, recipe.sparsity, parts, judge, progress)
         event = choose(recipe.rules, probe, lambda patterns, trial: one_shot(plan, patterns, trial, progress), run)
     if run.recorded("shot") is None:
         run.adopt(run.trial(event["rule"]))
@@ -122,7 +122,9 @@ def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
     place = choose_place(
         model, recipe.rounds.memory, candidates * model.dtype.itemsize + (12 if tuning else 0), run.scratch
     )
-    projection = Projection(recipe.make_solver(), plan.patterns)
+    projection = plan.projection
+    for block in model.blocks:
+        projection.coverage.recall(block, (run.recorded("block", name=block.name) or {}).get("coverage", []))
     with place.opened():
         rounds = Rounds(step, tuning, projection, place, run, progress, judged_at_once(plan))
         rounds(plan.draw.further, plan.draw.heldout, shot["seconds"])
@@ -259,4 +261,5 @@ def inspect_result(directory: Path) -> dict[str, Any]:
     """The report's matrices, of a result whose files are all there; no weight is read. Raises InputError."""
     report = read_report(directory)
     Checkpoint.open(directory)
-    return {"output": str(directory), "sparsity": report["sparsity"], "matrices": report["matrices"]}
+    told = {key: report.get(key, []) for key in ("matrices", "coverage")}  # train-prune knows no coverage
+    return {"output": str(directory), "sparsity": report["sparsity"], **told}

@@ -11,13 +11,14 @@ import torch
 
 from obsprune import __version__
 from obsprune.core.patterns import Pattern
+from obsprune.engine.layerwise import Projection
 from obsprune.engine.streams import OneStream, Streams, TwoStreams
 from obsprune.errors import InputError
 from obsprune.evaluate.tasks import check_name
 from obsprune.models.data import Draw, draw
 from obsprune.models.kinds import Kind, Wish
 from obsprune.models.load import DEMO, Model, load, locate
-from obsprune.recipe import Recipe
+from obsprune.recipe import ExpertsPart, Recipe
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Plan:
     draw: Draw
     patterns: dict[str, Pattern]
     notices: list[str]
+
+    @property
+    def projection(self) -> Projection:
+        """How a matrix becomes sparse."""
+        return Projection(self.recipe.make_solver(), self.patterns, self.recipe.make_coverage())
 
     @property
     def batch_size(self) -> int:
@@ -86,7 +92,9 @@ def remarks(recipe: Recipe, asked: Recipe, model: Model) -> list[str]:
             and not any(block.statistics for block in model.blocks),
         "solver.compensate does nothing: no layer to prune has a bias":
             recipe.solver["compensate"] and all(matrix.bias is None for matrix in model.matrices),
-        f"the checkpoint is wider than {model.dtype}: weights of pruned matrices are rounded to it":
+        "experts.starved and experts.fewest do nothing: no mixture of experts": recipe.experts != ExpertsPart()
+            and not any(block.experts for block in model.blocks),
+        f"the checkpoint is wider than {model.dtype}: weights that pruning changes are rounded to it":
             any(matrix.stored.itemsize > model.dtype.itemsize for matrix in model.matrices),
     }  # fmt: skip
     return [notice for notice, applies in notices.items() if applies]

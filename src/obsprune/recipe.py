@@ -11,6 +11,7 @@ from typing import Any
 
 from obsprune.core.patterns import NofM, Pattern, PerRow, Unstructured
 from obsprune.engine.allocation import RULES
+from obsprune.engine.coverage import POLICIES, Coverage
 from obsprune.engine.finetune import Tuning
 from obsprune.engine.matching import Matching
 from obsprune.engine.place import MEMORIES
@@ -100,6 +101,17 @@ class AllocationPart:
 
 
 @dataclass(frozen=True)
+class ExpertsPart:
+    """Mixtures of experts. starved: what becomes of an expert that fewer than `fewest` calibration tokens reach:
+    `all_tokens` (it is measured on all tokens of its layer), `wanda` (pruned by that), or `skip` (it stays dense);
+    fewest: without a number as many as the expert has inputs.
+    """
+
+    starved: str = "all_tokens"
+    fewest: int | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the result. `solver` is a name and its options (obsprune.solvers.options).
 
@@ -120,6 +132,7 @@ class Recipe:
     matching: MatchingPart = MatchingPart()
     iters: int = 1
     rounds: RoundsPart = RoundsPart()
+    experts: ExpertsPart = ExpertsPart()
     skip: list[str] = field(default_factory=list)
     evaluation: list[str] = field(default_factory=list)
     engine: EnginePart = EnginePart()
@@ -146,6 +159,10 @@ class Recipe:
     def make_matching(self) -> Matching | None:
         """What is done with each pruned block."""
         return Matching(self.matching.passes, self.matching.rate) if self.matching.passes else None
+
+    def make_coverage(self) -> Coverage:
+        """What becomes of experts that too few tokens reach."""
+        return Coverage(POLICIES[self.experts.starved], self.experts.fewest)
 
     def make_pattern(self) -> Pattern:
         """The pattern every matrix must meet."""
@@ -218,6 +235,8 @@ def _resolve(recipe: Recipe) -> Recipe:
     _check_numbers(recipe)
     _check_rounds(recipe.rounds)
     _check_allocation(recipe.allocation)
+    if recipe.experts.starved not in POLICIES:
+        raise InputError(f"experts.starved is '{recipe.experts.starved}'; {nearest(recipe.experts.starved, POLICIES)}")
     if not 0 < recipe.matching.rate < math.inf:
         raise InputError(f"matching.rate is {recipe.matching.rate!r}; a positive number is expected")
     if recipe.target not in TARGETS:
@@ -243,6 +262,7 @@ def _check_numbers(recipe: Recipe) -> None:
         ("--nsamples", 1 if recipe.data.nsamples is None else recipe.data.nsamples, 1),
         ("--seqlen", recipe.data.seqlen, 2),
         ("data.heldout", recipe.data.heldout or 0, 0),
+        ("experts.fewest", recipe.experts.fewest or 0, 0),
         ("--seed", recipe.seed, 0),
     ):
         if not least <= value < 2**63:

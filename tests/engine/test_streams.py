@@ -124,8 +124,8 @@ def test_resumed_after_any_block(
     assert bool(report["matching"]) == bool(passes)
     commit = RunDir.commit
 
-    def commit_and_die(run: RunDir, *what: Any) -> None:
-        commit(run, *what)
+    def commit_and_die(run: RunDir, *what: Any, **facts: Any) -> None:
+        commit(run, *what, **facts)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunDir, "commit", commit_and_die)

@@ -133,10 +133,20 @@ def test_blocks_inside_blocks_are_refused(zoo: Zoo) -> None:
         load(str(zoo("resnet-basic")), blocks=r"resnet\.encoder\.stages\.1(\.layers\.0)?")
 
 
-def test_a_fused_feed_forward_is_refused_by_name(zoo: Zoo) -> None:
+def test_a_fused_feed_forward_is_taken_apart_and_put_together_again(zoo: Zoo) -> None:
     """DINOv2's largest model stores gate and up in one tensor, which transformers takes apart."""
-    with pytest.raises(InputError, match=r"mlp\.weights_in\.bias is stored apart .* dinov2 checkpoints of that kind"):
-        load(str(zoo.classifier("dinov2-fused", FUSED_FFN)))
+    model = load(str(zoo.classifier("dinov2-fused", FUSED_FFN)))
+    block = model.blocks[0]
+    up = next(matrix for matrix in block.matrices if matrix.name.endswith("up_proj"))
+    (key,) = model.names.sources[up.parameter]
+    assert model.names.sources[up.parameter.replace("up_proj", "gate_proj")] == (key,)
+    with block.loaded(model.device):
+        before = block.tensors()
+        up.write(torch.zeros(up.shape))
+        after = block.tensors()
+    assert torch.equal(before[key], model.checkpoint.read([key])[key])
+    assert int((after[key] == 0).sum()) == up.weight.numel() and len(after[key]) == 2 * up.shape[0]
+    assert all(torch.equal(after[other], before[other]) for other in before if other != key)
 
 
 def test_the_architecture_decides_between_two_heads(zoo: Zoo, tmp_path: Path) -> None:

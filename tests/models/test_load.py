@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import DetrConfig
-from zoo import MIXTRAL, ZOO, Zoo, logits, reference, token_batches
+from zoo import ZOO, Zoo, logits, reference, token_batches
 
 from obsprune.errors import InputError, OutputError
 from obsprune.models import checkpoint
@@ -136,10 +136,6 @@ def use(model: Model) -> None:
     for block in model.blocks:
         with block.loaded(model.device):
             pass
-
-
-def test_a_mixture_of_experts_is_refused_by_name(zoo: Zoo) -> None:
-    refused(zoo.make("mixtral", MIXTRAL), "experts")
 
 
 def test_damaged_checkpoints(zoo: Zoo, tmp_path: Path) -> None:

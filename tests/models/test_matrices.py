@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from obsprune.core.statistics import Gram
 from obsprune.errors import InputError
 from obsprune.models import matrices
-from obsprune.models.matrices import Matrix, differentiated, exchanged, find_matrices, fused_experts, take_gradients
+from obsprune.models.matrices import Matrix, differentiated, exchanged, find_matrices, take_gradients
 
 CONVS: dict[str, dict[str, Any]] = {
     "1x1": {"kernel_size": 1},
@@ -228,17 +228,6 @@ def test_a_convolution_that_changes_its_weight_on_the_way_is_left_out() -> None:
 
     block = nn.ModuleDict({"a": Standardised(4, 4, 3), "b": Renamed(4, 4, 3)})
     assert [matrix.name for matrix in find_matrices("block", block, lambda name: torch.float32)] == ["block.b"]
-
-
-def test_experts_are_three_dimensional_parameters_outside_convolutions() -> None:
-    block = nn.ModuleDict({"conv": nn.Conv2d(2, 2, 3), "wide": nn.Conv1d(2, 2, 3), "linear": nn.Linear(2, 2)})
-    assert fused_experts(block) == []
-    block["linear"].register_parameter("positions", nn.Parameter(torch.zeros(1, 4, 5)))
-    assert fused_experts(block) == []
-    block["linear"].register_parameter("experts", nn.Parameter(torch.zeros(2, 4, 5)))
-    assert fused_experts(block) == ["linear.experts"]
-    block.register_parameter("own", nn.Parameter(torch.zeros(2, 4, 5)))
-    assert fused_experts(block) == ["own", "linear.experts"]
 
 
 def test_observers_see_inputs_by_place_and_by_name_until_they_are_closed() -> None:

@@ -130,10 +130,10 @@ def test_same_bytes_as_the_twin_killed_or_not(tmp_path: Path, tokens: Path, monk
     model.save_pretrained(tmp_path / "twin")
     commit, done = RunDir.commit, []
 
-    def fragile(self: RunDir, block: str, *rest: Any) -> None:
+    def fragile(self: RunDir, block: str, *rest: Any, **facts: Any) -> None:
         if done:
             raise KeyboardInterrupt
-        commit(self, block, *rest)
+        commit(self, block, *rest, **facts)
         done.append(block)
 
     recipe = make_recipe(settings(source, tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from rich.console import Console
@@ -166,10 +166,21 @@ def _one_shot_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if tried:
         scores = ", ".join(f"{rule} {score['nll']:.4f}" for rule, score in tried.items())
         rows.append(("allocation", f"{report['allocation']['rule']} (held-out loss: {scores})"))
+    if report["coverage"]:
+        rows.append(("experts", _coverage(report["coverage"])))
     if report["matching"]:
         before, after = (mean(block[when] for block in report["matching"]) for when in ("before", "after"))
         rows.append(("matching", f"mean error of a block {before:.3g}, matched {after:.3g}"))
     return rows
+
+
+def _coverage(layers: list[dict[str, Any]]) -> str:
+    """How many experts there are, the tokens they saw, and what became of those that saw too few."""
+    seen = [tokens for layer in layers for tokens in layer["tokens"]]
+    starved = sum(len(layer["starved"]) for layer in layers)
+    told = f"{len(seen)} in {len(layers)} layers, of {min(seen):,} to {max(seen):,} tokens"
+    fewest = max(layer["fewest"] for layer in layers)
+    return told + (f"; {starved} saw fewer than {fewest:,} and were {layers[0]['fate']}" if starved else "")
 
 
 def _method(recipe: Any) -> dict[str, str]:
@@ -308,8 +319,19 @@ def inspect_table(result: dict[str, Any]) -> str:
         rows, columns = matrix["shape"]
         said = (format(matrix[name], form) for name, form in told.items())
         add_row(table, matrix["name"], f"{rows} x {columns}", f"{matrix['sparsity']:.4f}", *said, matrix["dtype"])
+    tables = [_coverage_table(result["coverage"]), table] if result["coverage"] else [table]
     total = result["sparsity"]
-    return f"{plain(table)}\n{total['zeros']:,} of {total['weights']:,} weights are zero ({total['reached']:.4f})"
+    return f"{plain(*tables)}\n{total['zeros']:,} of {total['weights']:,} weights are zero ({total['reached']:.4f})"
+
+
+def _coverage_table(layers: list[dict[str, Any]]) -> Table:
+    """How many calibration tokens the experts of each layer saw."""
+    table = new_table("tokens an expert saw", ["experts of", "number", "least", "median", "most", "starved", "fate"])
+    for layer in layers:
+        tokens, starved = layer["tokens"], len(layer["starved"])
+        cells = len(tokens), min(tokens), f"{median(tokens):g}", max(tokens), starved, layer["fate"] if starved else ""
+        add_row(table, layer["layer"], *cells)
+    return table
 
 
 def verdict_table(name: str, results: dict[str, Any]) -> Table:

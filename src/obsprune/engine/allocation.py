@@ -18,6 +18,7 @@ from obsprune.core.linalg import layer_loss
 from obsprune.core.patterns import Pattern, Unstructured
 from obsprune.core.statistics import Gram
 from obsprune.engine.inputs import measure, require_finite, shared_inputs
+from obsprune.engine.layerwise import Projection
 from obsprune.engine.place import Committed, Dense, Place, Source, Store, Tensors
 from obsprune.engine.rundir import Event, RunDir
 from obsprune.engine.streams import Batches
@@ -26,7 +27,6 @@ from obsprune.models.blocks import Block
 from obsprune.models.matrices import Matrix
 from obsprune.models.walk import Walk
 from obsprune.progress import Progress
-from obsprune.solvers.base import AnySolver
 
 MARGIN = 0.01
 """How much lower the held-out loss must be, as a share of it."""
@@ -53,10 +53,12 @@ class Partly(Source):
 @final
 @dataclass(frozen=True)
 class Probe:
-    """Looks at the dense model. batches: to calibrate; judge: held-out sequences; sparsity: of all together."""
+    """Looks at the dense model. projection: how a matrix is pruned; batches: to calibrate; judge: held-out sequences;
+    sparsity: of all together.
+    """
 
     place: Place
-    solver: AnySolver
+    projection: Projection
     sparsity: float
     batches: Batches
     judge: Lesson
@@ -75,6 +77,7 @@ class Probe:
             for stop in walk:
                 with self.place.at(stop.index, Dense()) as block:
                     if block.matrices:
+                        self.projection.coverage.measure(stop, stop.keys, block)
                         yield block, list(measure(stop, shared_inputs(stop, block.matrices)))
                     self.progress.step()
                     if stop.last:
@@ -89,11 +92,12 @@ class Probe:
             answers: Tensors = {}
             for gram, group in measured:
                 require_finite(gram)
-                state = self.solver.prepare(gram)
+                solver = self.projection.coverage.solver(self.projection.solver, group, gram)
+                state = solver.prepare(gram)
                 for matrix in group:
                     W_RC = matrix.read().to(gram.H_CC)
                     energy = layer_loss(W_RC, gram.H_CC) or 1.0
-                    found = [self.solver.solve(W_RC, state, Unstructured(level)) for level in levels]
+                    found = [solver.solve(W_RC, state, Unstructured(level)) for level in levels]
                     errors[matrix.name] = [solution.loss / energy for solution in found]
                     answers[matrix.name] = found[target].weight.to(matrix.weight.dtype)
             store.put(block, answers)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from torch import Tensor
 
 from obsprune.core.linalg import layer_loss
 from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
+from obsprune.engine.coverage import Coverage
 from obsprune.engine.inputs import measure, require_finite, shared_inputs
 from obsprune.engine.matching import Matching
 from obsprune.engine.norms import Renorm
@@ -49,16 +50,16 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Projection:
-    """How a point becomes sparse: the layer solver, and every matrix's pattern."""
+    """How a point becomes sparse: the layer solver, every matrix's pattern, and what becomes of starved experts."""
 
     solver: AnySolver
     patterns: Mapping[str, Pattern]
+    coverage: Coverage = field(default_factory=Coverage)
 
-    def dealt(self, group: Sequence[Matrix]) -> list[tuple[AnySolver, list[Matrix]]]:
+    def dealt(self, group: Sequence[Matrix], gram: Gram) -> list[tuple[AnySolver, list[Matrix]]]:
         """The matrices by the solver that suits them: those with a bias, and those without."""
-        solvers = {
-            id(matrix): self.solver if matrix.bias is not None else self.solver.without_bias() for matrix in group
-        }
+        solver = self.coverage.solver(self.solver, group, gram)
+        solvers = {id(matrix): solver if matrix.bias is not None else solver.without_bias() for matrix in group}
         return [(s, [m for m in group if solvers[id(m)] is s]) for s in dict.fromkeys(solvers.values())]
 
 
@@ -112,6 +113,7 @@ def _prune_block(
 ) -> None:
     start = time.perf_counter()
     results: list[Pruned] = []
+    coverage = projection.coverage.measure(stop, streams.calibrating, block)
     norms = Renorm.of(stop, streams.calibrating) if after.reestimate else None
     for measured in streams.measured(stop, block.matrices):
         for result in solve_group(measured, projection):
@@ -120,9 +122,10 @@ def _prune_block(
     if norms and block.matrices:
         norms.apply(stop)
     matching = after.matching if block.matrices else None
-    facts = asdict(matching(stop, block, streams.goals, progress.detail)) if matching else None
+    matched = asdict(matching(stop, block, streams.goals, progress.detail)) if matching else None
     seconds = time.perf_counter() - start
-    run.commit(block.name, block.tensors(), [asdict(result) for result in results], seconds, facts)
+    facts = {"matching": matched, "coverage": coverage}
+    run.commit(block.name, block.tensors(), [asdict(result) for result in results], seconds, **facts)
 
 
 def solve_group(measured: Measured, projection: Projection) -> Iterator[Pruned]:
@@ -130,7 +133,7 @@ def solve_group(measured: Measured, projection: Projection) -> Iterator[Pruned]:
     gram = measured.gram
     require_finite(gram)
     start = time.perf_counter()
-    for solver, matrices in projection.dealt(measured.group):
+    for solver, matrices in projection.dealt(measured.group, gram):
         state = solver.prepare(gram)
         for matrix in matrices:
             weight = matrix.read()

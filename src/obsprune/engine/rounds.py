@@ -24,7 +24,6 @@ from obsprune.engine.rundir import Event, RunDir
 from obsprune.engine.steps import Candidate, Newton, Step
 from obsprune.engine.teacher import Lesson, Score, teach
 from obsprune.errors import ObspruneError
-from obsprune.models.blocks import Block
 from obsprune.models.samples import Samples
 from obsprune.progress import Progress, Silent
 
@@ -160,13 +159,14 @@ class Rounds:
         weights, model = self._folder(best["round"]), self.place.model
         for index, block in enumerate(model.blocks):
             with self.place.at(index, weights):
-                matrices = [self._with_target(block, result) for result in best["matrices"].get(block.name, [])]
-                self.run.commit(block.name, block.tensors(), matrices, 0.0)
+                first = self.run.recorded("block", name=block.name)
+                assert first is not None
+                matrices = [self._with_target(first, result) for result in best["matrices"].get(block.name, [])]
+                facts = {"coverage": first.get("coverage", [])}
+                self.run.commit(block.name, block.tensors(), matrices, 0.0, **facts)
 
-    def _with_target(self, block: Block, result: Event) -> Event:
+    def _with_target(self, first: Event, result: Event) -> Event:
         """What became of a matrix in the last round, with what its first round's target was."""
-        first = self.run.recorded("block", name=block.name)
-        assert first is not None
         before = next(matrix for matrix in first["matrices"] if matrix["name"] == result["name"])
         return result | {"correction": before["correction"], "residual": before["residual"]}
 

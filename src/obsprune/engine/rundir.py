@@ -113,16 +113,11 @@ class RunDir:
         return found[-1] if found else None
 
     def commit(
-        self,
-        block: str,
-        tensors: Mapping[str, Tensor],
-        matrices: list[Event],
-        seconds: float,
-        matching: Event | None = None,
+        self, block: str, tensors: Mapping[str, Tensor], matrices: list[Event], seconds: float, **facts: Any
     ) -> None:
         """Writes a finished block: first the shard, then the line that says so."""
         write_shard(self.path / self._shards[block], tensors)
-        self.record("block", name=block, matrices=matrices, seconds=seconds, matching=matching)
+        self.record("block", name=block, matrices=matrices, seconds=seconds, **facts)
 
     def committed(self, block: str) -> Path | None:
         """The shard of a block that is done."""

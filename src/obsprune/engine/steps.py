@@ -96,7 +96,7 @@ class Newton(Step):
         for gram, group in sums.inputs.shared():
             require_finite(gram)
             U_CC = factorise(gram, self.damping).U_CC
-            for solver, matrices in projection.dealt(group):
+            for solver, matrices in projection.dealt(group, gram):
                 state = solver.prepare(gram)
                 for matrix in matrices:
                     W_RC = weights[matrix.name].to(gram.H_CC)
@@ -114,7 +114,7 @@ def _accept(matrix: Matrix, solution: Solution, gram: Gram, dense: Tensors, answ
     """Puts a solution into a candidate's tensors; what it is worth beside the dense ones."""
     answer[matrix.name] = solution.weight.to(matrix.weight.dtype)
     if solution.bias_shift is not None:
-        name, rows = f"{matrix.layer}.bias", matrix.rows
+        name, rows = matrix.bias_parameter, matrix.rows
         answer[name] = answer[name].clone()
         answer[name][rows] += solution.bias_shift.to(answer[name].dtype)
         solution = replace(solution, bias_shift=(answer[name].to(gram.H_CC) - dense[name].to(gram.H_CC))[rows])

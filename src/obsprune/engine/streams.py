@@ -17,16 +17,22 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from obsprune.core.statistics import Cross, Gram
+from obsprune.core.statistics import SUM, Cross, Gram
 from obsprune.core.targets import MOST, best_share, correction
 from obsprune.engine.inputs import Inputs, Quota, distinct_inputs, first_calls, grouped, measure, shared_inputs
 from obsprune.engine.matching import Goals
-from obsprune.models.matrices import Matrix, exchanged
+from obsprune.engine.place import free_bytes
+from obsprune.models.experts import experts_of, following, routes
+from obsprune.models.matrices import Matrix, copies, exchanged
 from obsprune.models.residual import Junction, find_junctions, watched
 from obsprune.models.walk import Stop
 
 Point = Callable[[Matrix, Tensor], Tensor]
 Batches = Sequence[Mapping[str, Tensor]]
+SHARE = 0.25
+"""Of the free memory, for the statistics of matrices that are measured together."""
+PAIRED = 4
+"""Sums of about a Gram's size for each group of two streams: Gram and cross, to calibrate and to judge."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,15 @@ class OneStream(Streams):
 
     def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
         groups = shared_inputs(stop, matrices)
-        for part in [[group] for group in groups] if self.true_sequential else [groups]:
-            for gram, group in measure(stop, part):
+        parts = few_at_a_time(groups, 1)
+        if self.true_sequential:
+            parts, dense = [[group] for group in groups], {}
+        else:
+            dense = copies(matrices) if len(parts) > 1 else {}
+        for part in parts:
+            with exchanged(dense):
+                measured = list(measure(stop, part))
+            for gram, group in measured:
                 yield Measured(gram, group)
 
     def pass_by(self, stop: Stop, loaded: AbstractContextManager[None]) -> None:
@@ -105,11 +118,11 @@ class _Pairs:
         g: dict[Matrix, list[Tensor]] = {}
         h: dict[Matrix, list[Tensor]] = {}
         quota = Quota(self.wanted)
-        with self._watched(block, g, quota) as returned:
-            distinct_inputs(lambda: returned(dense()), self.inputs.matrices, partial(_collect, y), quota.seen)
-        quota = Quota(self.wanted)
-        with self._watched(block, h, quota) as returned:
+        with self._watched(block, h, quota) as returned, routes(experts_of(self.inputs.matrices)) as chosen:
             self.inputs.observe(lambda: returned(sparse()), partial(_collect, x), quota.seen)
+        quota = Quota(self.wanted)
+        with self._watched(block, g, quota) as returned, following(chosen):  # the same tokens, whoever gets them here
+            distinct_inputs(lambda: returned(dense()), self.inputs.matrices, partial(_collect, y), quota.seen)
         for group in self.inputs.groups:
             leader = group[0]
             for dense_input, sparse_input in zip(y[leader], x[leader], strict=True):
@@ -144,12 +157,29 @@ class _Pairs:
         return D_RC + self.residuals[matrix].K_RC if matrix in self.residuals else D_RC
 
 
-def by_layer(groups: list[list[Matrix]]) -> list[list[Matrix]]:
-    """The groups that are measured in one go: those of one convolution, whose filters do not see one another."""
-    layers: dict[str, list[Matrix]] = {}
+def together(groups: list[list[Matrix]]) -> list[list[list[Matrix]]]:
+    """The groups that do not see one another: those of one parameter (the filters of a convolution, the experts of a
+    mixture).
+    """
+    parameters: dict[str, list[list[Matrix]]] = {}
     for group in groups:
-        layers.setdefault(group[0].layer, []).extend(group)
-    return list(layers.values())
+        parameters.setdefault(group[0].parameter, []).append(group)
+    return list(parameters.values())
+
+
+def few_at_a_time(groups: list[list[Matrix]], sums: int) -> list[list[list[Matrix]]]:
+    """The groups in parts whose statistics take a share of the free memory; sums: of the size of a Gram, for each."""
+    budget = SHARE * free_bytes(groups[0][0].device) if groups else 0
+    parts: list[list[list[Matrix]]] = []
+    left = 0.0
+    for group in groups:
+        needed = sums * SUM.itemsize * group[0].shape[1] ** 2
+        if needed > left:
+            parts.append([])
+            left = budget
+        parts[-1].append(group)
+        left -= needed
+    return parts
 
 
 def _collect(into: dict[Matrix, list[Tensor]], matrix: Matrix, tokens: Tensor) -> None:
@@ -172,18 +202,17 @@ class TwoStreams(Streams):
 
     def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
         self.goals = Goals()  # of the block before: no longer needed
-        changing = [parameter for matrix in matrices for parameter in (matrix.tensor, matrix.bias)]
-        dense = {parameter: parameter.data.clone() for parameter in changing if parameter is not None}
+        dense = copies(matrices)
         junctions = find_junctions(stop.module, matrices, stop.call(0)) if self.residual else {}
         calls = first_calls(stop, matrices)
-        for together in by_layer(grouped(calls, matrices)):
-            wanted = sum(len(calls[matrix]) for matrix in together)
+        for part in self._parts(grouped(calls, matrices)):
+            wanted = sum(len(calls[matrix]) for matrix in part)
             if not self.most:
-                yield from self._own(stop, together, wanted)
+                yield from self._own(stop, part, wanted)
                 continue
-            own = {matrix: junctions[matrix] for matrix in together if matrix in junctions}
+            own = {matrix: junctions[matrix] for matrix in part if matrix in junctions}
             wanted += sum(len(calls[matrix]) for matrix in own)
-            work, judge = _Pairs(Inputs(together), own, wanted), _Pairs(Inputs(together), own, wanted)
+            work, judge = _Pairs(Inputs(part), own, wanted), _Pairs(Inputs(part), own, wanted)
             for key in range(self.count):
                 pairs = work if key < self.first_judge else judge
                 pairs.observe(stop.module, partial(_run_with, dense, stop, key), partial(stop.run, self.count + key))
@@ -198,6 +227,12 @@ class TwoStreams(Streams):
             {key: goal for key, goal in outputs.items() if key < edge},
             {key: goal for key, goal in outputs.items() if key >= edge},
         )
+
+    def _parts(self, groups: list[list[Matrix]]) -> list[list[Matrix]]:
+        """The matrices that are measured in one go."""
+        sums = PAIRED if self.most else 1
+        parts = [part for side_by_side in together(groups) for part in few_at_a_time(side_by_side, sums)]
+        return [[matrix for group in part for matrix in group] for part in parts]
 
     def _own(self, stop: Stop, matrices: list[Matrix], wanted: int) -> Iterator[Measured]:
         """They are asked for their own output: only the pruned model's inputs count."""

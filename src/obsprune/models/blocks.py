@@ -14,25 +14,33 @@ from torch import Tensor, nn
 
 from obsprune.errors import InputError
 from obsprune.models.checkpoint import Checkpoint, read_tensors
+from obsprune.models.experts import Experts
 from obsprune.models.matrices import Matrix
+from obsprune.models.names import Names
 
 
 @final
 class Block:
-    """One block: on the meta device until `loaded`, on it again afterwards.
-
-    keys: {checkpoint key: parameter name inside the block, or None when the block has no place for it}.
+    """One block: on the meta device until `loaded`, on it again afterwards. names: how its tensors are stored;
+    matrices: to prune; left: those that stay dense.
     """
 
-    def __init__(self, name: str, module: nn.Module, checkpoint: Checkpoint, keys: Mapping[str, str | None]) -> None:
-        self.name, self.module, self.checkpoint, self.keys = name, module, checkpoint, dict(keys)
+    def __init__(self, name: str, module: nn.Module, checkpoint: Checkpoint, names: Names) -> None:
+        self.name, self.module, self.checkpoint, self.names = name, module, checkpoint, names
         self.matrices: list[Matrix] = []
+        self.left: list[Matrix] = []
+        self.experts: list[Experts] = []
+
+    @property
+    def keys(self) -> list[str]:
+        """Of its tensors in the checkpoint."""
+        return self.names.keys
 
     @contextmanager
     def loaded(self, device: torch.device, shard: Path | None = None) -> Iterator[None]:
         """While open, the weights are on `device`: the checkpoint's, or those of `shard` where one is given."""
-        tensors = read_tensors(shard, self.keys) if shard else self.checkpoint.read(self.keys)
-        own = {name: tensor for key, tensor in tensors.items() if (name := self.keys[key])}
+        parameters, known = self._parameters(self.names, shard), self.module.state_dict()
+        own = {inner: x for name, x in parameters.items() if (inner := self._inner(name)) in known}
         assign(self.module, own, device, self.name)
         try:
             yield
@@ -41,23 +49,36 @@ class Block:
                 for name, parameter in module.named_parameters(recurse=False):
                     setattr(module, name, _without_storage(parameter))
 
+    def _parameters(self, names: Names, shard: Path | None) -> dict[str, Tensor]:
+        return names.join(read_tensors(shard, names.keys) if shard else self.checkpoint.read(names.keys))
+
+    def _inner(self, name: str) -> str:
+        return name.removeprefix(f"{self.name}.")
+
+    def routed_by(self, layer: str, outputs: int) -> bool:
+        """Whether a layer decides which expert of the block a token is sent to, or how much a shared one counts."""
+        return any(experts.routed_by(layer, outputs) for experts in self.experts)
+
     @property
     def vectors(self) -> dict[str, nn.Parameter]:
         """What is tuned beside the matrices, by full name: biases, and the scales and shifts of norms."""
-        own = {name for name in self.keys.values() if name}
+        biases = {matrix.bias_parameter for matrix in self.matrices if matrix.bias is not None}
         return {
-            f"{self.name}.{name}": parameter
+            full: parameter
             for name, parameter in self.module.named_parameters()
-            if name in own and parameter.dim() == 1 and parameter.is_floating_point()
+            if (full := f"{self.name}.{name}") in self.names.sources
+            and (parameter.dim() == 1 or full in biases)
+            and parameter.is_floating_point()
         }
 
     @property
     def statistics(self) -> dict[str, Tensor]:
         """Running means and variances of norms, by full name."""
         return {
-            f"{self.name}.{name}": buffer
+            full: buffer
             for name, buffer in self.module.named_buffers()
-            if name in self.keys.values() and buffer.dim() == 1 and buffer.is_floating_point()
+            if (full := f"{self.name}.{name}") in self.names.sources and buffer.dim() == 1
+            if buffer.is_floating_point()
         }
 
     @property
@@ -74,11 +95,10 @@ class Block:
         """{matrix's name: weight [R, C], name: what is carried}, as stored, on the CPU: the checkpoint's, or those of
         `shard`.
         """
-        keys = {f"{self.name}.{name}": key for key, name in self.keys.items() if name}
-        wanted = [keys[name] for name in (*(matrix.parameter for matrix in self.matrices), *self.carried)]
-        tensors = read_tensors(shard, wanted) if shard else self.checkpoint.read(wanted)
-        matrices = {matrix.name: matrix.turn(tensors[keys[matrix.parameter]]).contiguous() for matrix in self.matrices}
-        return matrices | {name: tensors[keys[name]] for name in self.carried}
+        wanted = [*(matrix.parameter for matrix in self.matrices), *self.carried]
+        tensors = self._parameters(self.names.making(wanted), shard)
+        matrices = {matrix.name: matrix.turn(tensors[matrix.parameter]).contiguous() for matrix in self.matrices}
+        return matrices | {name: tensors[name] for name in self.carried}
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts what `weights` gives into the module, in the compute dtype."""
@@ -89,12 +109,20 @@ class Block:
 
     def tensors(self) -> dict[str, Tensor]:
         """The block as a shard has it: what has changed from the module, the rest as stored, bit for bit."""
-        tensors = self.checkpoint.read(self.keys)
-        own = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
-        for key, name in self.keys.items():
-            if name in own and not torch.equal(own[name], tensors[key].to(own[name].dtype)):
-                tensors[key] = own[name].to(tensors[key].dtype)
+        tensors, own = self.checkpoint.read(self.keys), self.module.state_dict()
+        for part in self.names.parts:
+            if self._inner(part.names[0]) in own:
+                stored = part.join({key: tensors[key] for key in part.keys})
+                now = {name: merged(x, own[self._inner(name)].detach().cpu()) for name, x in stored.items()}
+                if any(now[name] is not x for name, x in stored.items()):
+                    tensors |= part.split(now)
         return tensors
+
+
+def merged(stored: Tensor, now: Tensor) -> Tensor:
+    """`stored` itself where nothing has changed in the dtype of `now`; else a copy with what has, in its own dtype."""
+    same = stored.to(now.dtype) == now
+    return stored if bool(same.all()) else torch.where(same, stored, now.to(stored.dtype))
 
 
 def _without_storage(parameter: nn.Parameter) -> nn.Parameter:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from obsprune.models.blocks import Block
 from obsprune.models.checkpoint import Checkpoint
+from obsprune.models.experts import expert_matrices, find_experts
 from obsprune.models.kinds import Kind, head_of
 from obsprune.models.matrices import Matrix, find_matrices
+from obsprune.models.names import Names
+
+ROUTER = "router, or gate of a shared expert"
 
 
 def choose_matrices(
@@ -19,24 +22,28 @@ def choose_matrices(
     network: nn.Module,
     blocks: list[Block],
     checkpoint: Checkpoint,
-    names: Mapping[str, str],
+    names: Names,
     skip: list[str],
     depthwise: bool,
 ) -> dict[str, str]:
-    """Gives each block its matrices; returns {weight: why it stays dense} for every other weight of two dimensions."""
-    stored = {name: checkpoint.headers[key].dtype for key, name in names.items()}
+    """Gives each block its matrices, to prune and to leave; returns {weight: why it stays dense} for each weight of two
+    dimensions that is not pruned.
+    """
+    stored = {name: checkpoint.headers[keys[0]].dtype for name, keys in names.sources.items()}
     skipped: dict[str, str] = {}
     for block in blocks:
-        for matrix in find_matrices(block.name, block.module, lambda name: stored[name]):
-            why = _why_skipped(matrix, skip, depthwise)
+        block.experts = find_experts(block.name, block.module)
+        fused = [matrix for experts in block.experts for matrix in expert_matrices(experts, stored.__getitem__)]
+        for matrix in [*find_matrices(block.name, block.module, stored.__getitem__), *fused]:
+            routing = block.routed_by(matrix.layer, matrix.shape[0])
+            why = ROUTER if routing else _why_skipped(matrix, skip, depthwise)
             if why:
-                skipped[matrix.layer] = why
-            else:
-                block.matrices.append(matrix)
-    pruned = {matrix.parameter for block in blocks for matrix in block.matrices}
+                skipped[matrix.whole] = why
+            (block.left if why else block.matrices).append(matrix)
+    told = {matrix.parameter for block in blocks for matrix in [*block.matrices, *block.left]}
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        if parameter.dim() > 1 and name not in pruned and name.removesuffix(".weight") not in skipped:
-            skipped[name.removesuffix(".weight")] = _why_dense(kind, network, name, {block.name for block in blocks})
+        if parameter.dim() > 1 and name not in told:
+            skipped[name.removesuffix(".weight")] = _why_dense(kind, network, name, blocks)
     return skipped
 
 
@@ -48,9 +55,11 @@ def _why_skipped(matrix: Matrix, skip: list[str], depthwise: bool) -> str | None
     return "depthwise convolution; --set model.depthwise=true prunes them, too" if own else None
 
 
-def _why_dense(kind: Kind, network: Any, name: str, blocks: set[str]) -> str:
-    if any(name.startswith(f"{block}.") for block in blocks):
-        return "not a linear layer"
+def _why_dense(kind: Kind, network: Any, name: str, blocks: list[Block]) -> str:
+    block = next((block for block in blocks if name.startswith(f"{block.name}.")), None)
+    if block:
+        routing = block.routed_by(name.removesuffix(".weight"), len(network.get_parameter(name)))
+        return ROUTER if routing else "not a linear layer"
     owner = network.get_submodule(name.rpartition(".")[0])
     if owner is head_of(network):
         return "output head"

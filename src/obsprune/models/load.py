@@ -19,12 +19,13 @@ from obsprune.errors import InputError, first_line
 from obsprune.models.blocks import Block, assign, find_blocks, require
 from obsprune.models.checkpoint import CONFIG, Checkpoint
 from obsprune.models.choice import choose_matrices
+from obsprune.models.experts import watchable
 from obsprune.models.files import FILE_KINDS
 from obsprune.models.hub import download
 from obsprune.models.kinds import Kind, Wish, head_of, kind_of
-from obsprune.models.matrices import Matrix, fused_experts
+from obsprune.models.matrices import Matrix
 from obsprune.models.meta import META
-from obsprune.models.names import module_names
+from obsprune.models.names import Names, names_of
 from obsprune.models.samples import Batch, Samples, Source
 
 DEMO = "demo"
@@ -37,7 +38,7 @@ COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16
 class Model:
     """A model ready to be walked: everything but the blocks in memory, the blocks on meta until they are loaded.
 
-    skipped: {weight's name: why it is not pruned}.
+    names: how all its tensors are stored; skipped: {weight's name: why it is not pruned}.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Model:
     config: Any
     directory: Path
     checkpoint: Checkpoint
+    names: Names
     blocks: list[Block]
     rest: list[str]
     skipped: dict[str, str]
@@ -197,14 +199,16 @@ def outline(name: str, **asked: Unpack[Asked]) -> Model:
     place = choose_device(asked.get("device", "auto"))
     compute = choose_dtype(asked.get("dtype", "auto"), checkpoint, place)
     network = _skeleton(kind, config, compute, trust_remote_code)
-    names = module_names(network, checkpoint.headers)
+    names = names_of(network, checkpoint.headers)
     found = find_blocks(network, config, asked.get("blocks"), kind.trunk(network))
     blocks = [_block(prefix, module, checkpoint, names) for prefix, module in found]
     inside = {key for block in blocks for key in block.keys}
     rest = [key for key in checkpoint.headers if key not in inside]
     skip, depthwise = asked.get("skip") or [], asked.get("depthwise", False)
     skipped = choose_matrices(kind, network, blocks, checkpoint, names, skip, depthwise)
-    return Model(kind, network, config, directory, checkpoint, blocks, rest, skipped, place, compute, trust_remote_code)
+    return Model(
+        kind, network, config, directory, checkpoint, names, blocks, rest, skipped, place, compute, trust_remote_code
+    )
 
 
 def choose_device(device: str) -> torch.device:
@@ -245,33 +249,26 @@ def _skeleton(kind: Kind, config: Any, dtype: torch.dtype, trust_remote_code: bo
                 f"transformers cannot make a {config.model_type} model of this config ({first_line(error)}); "
                 "name its class as `architectures` there, or install what it asks for"
             ) from error
+    watchable(network)
     return network.eval().requires_grad_(False)
 
 
-def _block(prefix: str, module: nn.Module, checkpoint: Checkpoint, names: dict[str, str]) -> Block:
-    own = module.state_dict()
-    keys = {
-        key: inner if (inner := name.removeprefix(f"{prefix}.")) in own else None
-        for key, name in names.items()
-        if name.startswith(f"{prefix}.")
-    }
-    experts = fused_experts(module)
-    if experts:
-        raise InputError(f"{prefix}.{experts[0]} holds the experts of a mixture; such models are not supported yet")
+def _block(prefix: str, module: nn.Module, checkpoint: Checkpoint, names: Names) -> Block:
+    own, block = module.state_dict(), Block(prefix, module, checkpoint, names.inside(prefix))
     needed = {name for name, _ in module.named_parameters()} | {name for name in own if name.endswith(RUNNING)}
-    require(checkpoint.directory, prefix, needed - set(keys.values()))
-    return Block(prefix, module, checkpoint, keys)
+    require(checkpoint.directory, "", {f"{prefix}.{name}" for name in needed} - block.names.sources.keys())
+    return block
 
 
 def _load_rest(model: Model) -> None:
     """Loads everything outside the blocks, which stay on meta. Tensors the network has no place for are ignored."""
     network: Any = model.network
     known = network.state_dict()
-    wanted = {key: name for key, name in module_names(network, model.rest).items() if name in known}
-    tensors = {wanted[key]: tensor for key, tensor in model.checkpoint.read(wanted).items()}
+    wanted = model.names.stored_as(model.rest).making(known)
+    tensors = {name: x for name, x in wanted.join(model.checkpoint.read(wanted.keys)).items() if name in known}
     assign(network, tensors, model.device, network.config.model_type)
     # as from_pretrained calls it: a head that is stored apart and differs from the embedding is not tied
-    network.tie_weights(missing_keys=known.keys() - set(wanted.values()), recompute_mapping=False)
+    network.tie_weights(missing_keys=known.keys() - tensors.keys(), recompute_mapping=False)
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(model.device)

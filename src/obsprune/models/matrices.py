@@ -33,6 +33,11 @@ class Matrix(ABC):
         self.name, self.layer, self.module, self.stored = layer, layer, module, stored
 
     @property
+    def whole(self) -> str:
+        """What a person calls it: the layer, whose matrices are chosen together."""
+        return self.layer
+
+    @property
     def parameter(self) -> str:
         """Full name of the parameter that holds the weight."""
         return f"{self.layer}.weight"
@@ -53,8 +58,13 @@ class Matrix(ABC):
         return getattr(self.module, "bias", None)
 
     @property
-    def rows(self) -> slice:
-        """Which of the layer's outputs are the matrix's."""
+    def bias_parameter(self) -> str:
+        """Full name of the parameter that holds the bias, where there is one."""
+        return f"{self.layer}.bias"
+
+    @property
+    def rows(self) -> slice | tuple[int, slice]:
+        """Which of the layer's outputs are the matrix's: where its own are in the bias."""
         return slice(None)
 
     @property
@@ -71,6 +81,11 @@ class Matrix(ABC):
     @property
     def depthwise(self) -> bool:
         """Whether every channel has a filter of its own, too small to prune as a rule."""
+        return False
+
+    @property
+    def starved(self) -> bool:
+        """Whether it belongs to an expert that too few calibration tokens are sent to."""
         return False
 
     @property
@@ -119,7 +134,7 @@ class Matrix(ABC):
             handle.remove()
 
 
-class _Linear(Matrix):
+class LinearLike(Matrix):
     """A layer that acts on the last dimension."""
 
     def tokens(self, inputs: Tensor) -> Iterator[Tensor]:
@@ -130,7 +145,7 @@ class _Linear(Matrix):
 
 
 @final
-class LinearMatrix(_Linear):
+class LinearMatrix(LinearLike):
     """nn.Linear: weight [out, in], as it is."""
 
     def turn(self, weight: Tensor) -> Tensor:
@@ -138,7 +153,7 @@ class LinearMatrix(_Linear):
 
 
 @final
-class Conv1DMatrix(_Linear):
+class Conv1DMatrix(LinearLike):
     """GPT-2's Conv1D: a linear layer that stores its weight as [in, out]."""
 
     def turn(self, weight: Tensor) -> Tensor:
@@ -227,11 +242,11 @@ def find_matrices(prefix: str, block: nn.Module, stored: Callable[[str], torch.d
     return found
 
 
-def fused_experts(block: nn.Module) -> list[str]:
-    """Names of parameters with three or more dimensions that no convolution owns: the experts of a mixture."""
+def fused_parameters(prefix: str, block: nn.Module) -> list[str]:
+    """Names of parameters with three or more dimensions that no convolution owns."""
     return [
         f"{name}.{own}" if name else own
-        for name, module in block.named_modules()
+        for name, module in block.named_modules(prefix=prefix)
         if not isinstance(module, _ConvNd)
         for own, parameter in module.named_parameters(recurse=False)
         if sum(size > 1 for size in parameter.shape) >= 3
@@ -243,7 +258,13 @@ def take_gradients(matrices: Collection[Matrix]) -> Iterator[tuple[Matrix, Tenso
     for matrix in matrices:
         yield matrix, matrix.gradient()
     for matrix in matrices:
-        matrix.tensor.grad = None
+        matrix.tensor.grad = None  # once all are taken: several may share one parameter
+
+
+def copies(matrices: Collection[Matrix]) -> dict[nn.Parameter, Tensor]:
+    """Of the weights and biases of matrices, by parameter."""
+    both = [parameter for matrix in matrices for parameter in (matrix.tensor, matrix.bias) if parameter is not None]
+    return {parameter: parameter.data.clone() for parameter in dict.fromkeys(both)}
 
 
 @contextmanager

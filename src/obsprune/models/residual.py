@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from obsprune.models.experts import inside_experts
 from obsprune.models.matrices import Matrix, Sink
 
 TOKENS = 64
@@ -140,7 +141,8 @@ def _tapped(block: nn.Module, tap: Tap) -> Iterator[None]:
             tap(module, False, index, x)
 
     with ExitStack() as hooks:
-        for module in list(block.modules())[1:]:
+        apart = inside_experts(block)  # noise changes how often they are called
+        for module in [module for module in list(block.modules())[1:] if module not in apart]:
             hooks.callback(module.register_forward_pre_hook(entering, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(leaving).remove)
         yield

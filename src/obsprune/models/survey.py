@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,19 +11,20 @@ from torch import nn
 
 from obsprune.models.files import Header
 from obsprune.models.load import Model
-from obsprune.models.names import module_names
+from obsprune.models.matrices import Matrix
 
 
 def survey(model: Model) -> dict[str, Any]:
     """Plain values about an outline. A weight that is stored under another's name (a tied head) has no dtype."""
     network: Any = model.network
     headers = model.checkpoint.headers
-    names = module_names(network, headers)
-    stored = {names[key]: header for key, header in headers.items()}
+    sources = model.names.sources
+    stored = {name: headers[keys[0]] for name, keys in sources.items()}
     matrices = [
         {"name": matrix.name, "shape": list(matrix.shape), "dtype": _said(matrix.stored)} for matrix in model.matrices
     ]
     own = network.state_dict()
+    left = {matrix.whole: matrix for block in model.blocks for matrix in block.left}
     return {
         "model": str(model.directory),
         "type": model.config.model_type,
@@ -35,15 +37,21 @@ def survey(model: Model) -> dict[str, Any]:
         "blocks": [block.name for block in model.blocks],
         "prunable": sum(rows * columns for rows, columns in (matrix.shape for matrix in model.matrices)),
         "matrices": matrices,
-        "skipped": [_skipped(network, name, why, stored) for name, why in model.skipped.items()],
-        "unknown": sorted(key for key, name in names.items() if name not in own),
+        "skipped": [_skipped(network, name, why, stored, left) for name, why in model.skipped.items()],
+        "unknown": sorted(key for name, keys in sources.items() if name not in own for key in keys),
     }
 
 
-def _skipped(network: nn.Module, name: str, why: str, stored: dict[str, Header]) -> dict[str, Any]:
-    full = name if name in dict(network.named_parameters(remove_duplicate=False)) else f"{name}.weight"
+def _skipped(
+    network: nn.Module, name: str, why: str, stored: Mapping[str, Header], left: Mapping[str, Matrix]
+) -> dict[str, Any]:
+    known = dict(network.named_parameters(remove_duplicate=False))
+    full = next((one for one in (name, f"{name}.weight") if one in known), None)
+    if full is None:  # a matrix of an expert, which is no parameter of its own
+        matrix = left[name]
+        return {"name": name, "shape": list(matrix.shape), "dtype": _said(matrix.stored), "why": why}
     dtype = _said(stored[full].dtype) if full in stored else None
-    return {"name": name, "shape": list(network.get_parameter(full).shape), "dtype": dtype, "why": why}
+    return {"name": name, "shape": list(known[full].shape), "dtype": dtype, "why": why}
 
 
 def _dtypes(headers: Any) -> dict[str, int]:

@@ -37,6 +37,7 @@ def build_report(
         "sparsity": _reached(matrices, recipe["sparsity"], recipe["pattern"]),
         "allocation": _allocation(run),
         "matching": _matching(run),
+        "coverage": _coverage(run),
         "evaluation": _scores(run),
         "rounds": _rounds(run, data),
         "matrices": matrices,
@@ -157,6 +158,14 @@ def _matching(run: RunDir) -> list[Report]:
     """What matching did to each block."""
     events = [event for event in run.events if event["kind"] == "block" and event.get("matching")]
     return [{"block": event["name"], **event["matching"]} for event in events]
+
+
+def _coverage(run: RunDir) -> list[Report]:
+    """One entry a layer of experts: the calibration tokens each of them saw, how many were asked for, which saw fewer,
+    and what became of those.
+    """
+    blocks = {event["name"]: event for event in run.events if event["kind"] == "block"}
+    return [entry for block in blocks.values() for entry in block.get("coverage", [])]
 
 
 def _seconds(run: RunDir) -> Report:
