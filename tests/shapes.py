@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
-from zoo import GEMMA, GROUPED
+from zoo import FEW, GEMMA, GROUPED
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HIDDEN, DEPTH = 128, 32, 4, 2, 48, 2
 LLAMA2 = {"dim": WIDTH, "n_layers": DEPTH, "n_heads": HEADS, "n_kv_heads": KV_HEADS, "multiple_of": 16,
@@ -130,14 +130,30 @@ def mistral3(depth: int) -> Any:
     return transformers.Mistral3Config(vision_config=vision, text_config=text, image_token_index=5)
 
 
+def qwen3_vl_moe(depth: int) -> Any:
+    vision = {
+        "depth": depth, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32,
+        "patch_size": 4, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+    }  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    text = FEW | {"head_dim": 8, "rope_parameters": rope}
+    return transformers.Qwen3VLMoeConfig(
+        vision_config=vision, text_config=text, image_token_id=5, video_token_id=6, vision_start_token_id=7,
+        vision_end_token_id=8,
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, tuple[Callable[[int], Any], int]] = {
     "llava": (llava, 2), "qwen2_vl": (qwen2_vl, 2), "gemma3": (gemma3, 3), "mistral3": (mistral3, 2),
 }  # fmt: skip
 
 
+MIXTURE = qwen3_vl_moe, 2
+
+
 def made(family: str, path: Path, depth: int | None = None) -> Path:
     """A random checkpoint. depth: of the vision tower; the language part's own where it is not told."""
-    make, own = FAMILIES[family]
+    make, own = (FAMILIES | {"qwen3_vl_moe": MIXTURE})[family]
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(make(depth or own), dtype=torch.float32)
     with torch.no_grad():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from shapes import FAMILIES, made
 from transformers import AutoModelForImageTextToText
 from zoo import LLAMA, logits, tensors, token_batches
@@ -58,6 +59,28 @@ def test_rounds_and_corrected_targets(tokens: Path, tmp_path: Path) -> None:
     before, after = tensors(source), tensors(tmp_path / "out")
     assert len(report["rounds"]) == 2
     assert all(torch.equal(before[key], after[key]) for key in before if "vision" in key or "projector" in key)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as the modules have it", "as the hub has it"])
+def test_experts_of_a_language_part(tokens: Path, tmp_path: Path, turned: bool) -> None:
+    """Qwen3-VL-MoE's experts lie the other way round on the hub: they go back there as they came."""
+    source = made("qwen3_vl_moe", tmp_path / "source")
+    if turned:
+        stored = {k: t.transpose(1, 2).contiguous() if ".experts." in k else t for k, t in tensors(source).items()}
+        save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
+    data = {"dataset": str(tokens), "nsamples": 8, "seqlen": 32, "heldout": 4}
+    tree = {"model": {"name": str(source)}, "data": data, "evaluation": ["none"], "pattern": "2:4"}
+    prune(make_recipe(tree), tmp_path / "out", Silent())
+    before, after = tensors(source), tensors(tmp_path / "out")
+    for key in (key for key in before if ".experts." in key):
+        assert after[key].shape == before[key].shape
+        inputs_last = after[key].transpose(1, 2) if turned else after[key]
+        assert bool(((inputs_last != 0).reshape(-1, 4).sum(-1) == 2).all())
+    assert all(torch.equal(before[key], after[key]) for key in before if ".visual." in key)
+    ours, plain = load(str(tmp_path / "out")), AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    plain.set_experts_implementation("eager")
+    with ours.lazily_loaded():
+        assert torch.equal(logits(ours.network, token_batches(1)[0]), logits(plain, token_batches(1)[0]))
 
 
 def test_a_language_part_of_encoder_and_decoder_is_refused(tmp_path: Path) -> None:

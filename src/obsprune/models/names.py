@@ -84,7 +84,15 @@ class Fused(Part):
         found = self._converted(self.converter.reverse_transform(), by_name)
         if found.keys() != set(self.renamed.values()):
             raise InputError(f"{self.names[0]} cannot be stored as {self.keys[0]} was; its layout is not known")
-        return {key: found[name] for key, name in self.renamed.items()}
+        return {key: self._as_stored(key, found[name]) for key, name in self.renamed.items()}
+
+    def _as_stored(self, key: str, tensor: Tensor) -> Tensor:
+        """The way round it was: where transformers turns by shape alone (Qwen3-VL-MoE), it does not turn back."""
+        shape = self.naming.headers[key].shape
+        as_stored = tensor if tuple(tensor.shape) == shape else tensor.transpose(-1, -2)
+        if tuple(as_stored.shape) != shape:
+            raise InputError(f"{key} is {shape} and would become {tuple(tensor.shape)}; its layout is not known")
+        return as_stored.contiguous()
 
     def _converted(self, converter: Any, tensors: Mapping[str, Tensor]) -> Tensors:
         converter, target = deepcopy(converter), ""
