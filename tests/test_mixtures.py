@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,16 @@ def test_the_command_line_tells_of_experts(zoo: Zoo, tokens: Path, tmp_path: Pat
     assert wrong.exit_code == 2 and "known: all_tokens, skip, wanda" in wrong.output
     assert invoke(*asked, "--set", "experts.fewest=-1").exit_code == 2
     listed = invoke("inspect", str(zoo("mixtral"))).stdout
-    assert "model.layers.1.mlp.experts.5.down_proj" in listed and "router, or gate" in listed
+    assert listed.count("model.layers.1.mlp.experts.*.down_proj (6)") == 1 and "router, or gate" in listed
+
+
+def test_a_dry_run_has_a_line_for_all_experts_of_a_layer(zoo: Zoo, tokens: Path) -> None:
+    asked = ["prune", str(zoo("gpt_oss")), "--dataset", str(tokens), "--nsamples", "4", "--seqlen", "32", "--dry-run"]
+    told = " ".join(invoke(*asked, "--pattern", "2:4").output.split())
+    assert told.count("model.layers.1.mlp.experts.*.up_proj (6) 48 32 768") == 1
+    assert "experts.3" not in told
+    machine = json.loads(invoke(*asked, "--json").stdout)
+    assert sum(".experts." in matrix["name"] for matrix in machine["matrices"]) == 2 * 6 * 3
 
 
 def test_settings_of_experts_do_nothing_to_a_dense_model(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:

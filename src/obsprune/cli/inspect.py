@@ -5,6 +5,7 @@ and files' headers alone are read.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 
 from obsprune.cli import options
 from obsprune.cli.console import quiet_libraries
-from obsprune.cli.tables import add_row, inspect_table, new_table, plain
+from obsprune.cli.tables import add_row, inspect_table, new_table, plain, times
 
 
 def inspect(
@@ -47,8 +48,8 @@ def show(found: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json:
 def survey_table(found: dict[str, Any]) -> str:
     """What would be pruned, what stays dense and why, and the sums."""
     matrices = new_table("would be pruned", ["matrix", "shape", "stored as"])
-    for matrix in found["matrices"]:
-        add_row(matrices, matrix["name"], _shape(matrix), matrix["dtype"])
+    for (name, shape, dtype), count in Counter((m["alike"], _shape(m), m["dtype"]) for m in found["matrices"]).items():
+        add_row(matrices, times(name, count), shape, dtype)
     dense = new_table("stays dense", ["weight", "why", "shape", "stored as"], left=2)
     for weight in found["skipped"]:
         add_row(dense, weight["name"], weight["why"], _shape(weight), weight["dtype"] or "another weight")

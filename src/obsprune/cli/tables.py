@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import mean, median
 from typing import Any
 
@@ -38,6 +39,11 @@ def plain(*tables: Table) -> str:
         for table in tables:
             console.print(table)
     return capture.get().rstrip()
+
+
+def times(name: str, count: int) -> str:
+    """A name that stands for so many."""
+    return f"{name} ({count})" if count > 1 else name
 
 
 def short(task: str) -> str:
@@ -200,9 +206,9 @@ def dry_run_tables(plan: Any) -> list[Table]:
     """What would be pruned, what would not and why, and on how many tokens."""
     zeros = "zeros, if uniform" if plan.recipe.rules else "zeros"
     matrices = new_table("to prune", ["matrix", "rows", "columns", zeros])
-    for matrix in plan.model.matrices:
-        rows, columns = matrix.shape
-        add_row(matrices, matrix.name, rows, columns, f"{plan.patterns[matrix.name].pruned(rows, columns):,}")
+    told = ((m.alike, *m.shape, plan.patterns[m.name].pruned(*m.shape)) for m in plan.model.matrices)
+    for (name, rows, columns, pruned), count in Counter(told).items():
+        add_row(matrices, times(name, count), rows, columns, f"{pruned:,}")
     method = new_table("method", ["", ""], left=2)
     for key, value in _method(plan.recipe).items():
         add_row(method, key, value)

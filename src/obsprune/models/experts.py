@@ -170,6 +170,10 @@ class ExpertMatrix(LinearLike):
         return self.name
 
     @property
+    def alike(self) -> str:
+        return f"{self.layer}.*.{self.share.name}"
+
+    @property
     def parameter(self) -> str:
         return f"{self.layer}.{self.share.parameter}"
 

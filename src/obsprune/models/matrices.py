@@ -38,6 +38,11 @@ class Matrix(ABC):
         return self.layer
 
     @property
+    def alike(self) -> str:
+        """The name in lists that are for people: one for all experts of a layer."""
+        return self.name
+
+    @property
     def parameter(self) -> str:
         """Full name of the parameter that holds the weight."""
         return f"{self.layer}.weight"

@@ -21,7 +21,7 @@ def survey(model: Model) -> dict[str, Any]:
     sources = model.names.sources
     stored = {name: headers[keys[0]] for name, keys in sources.items()}
     matrices = [
-        {"name": matrix.name, "shape": list(matrix.shape), "dtype": _said(matrix.stored)} for matrix in model.matrices
+        {"name": m.name, "alike": m.alike, "shape": list(m.shape), "dtype": _said(m.stored)} for m in model.matrices
     ]
     own = network.state_dict()
     left = {matrix.whole: matrix for block in model.blocks for matrix in block.left}
