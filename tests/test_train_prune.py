@@ -83,7 +83,8 @@ def test_every_method(zoo: Zoo, pictures: Path, tmp_path: Path, method: str) -> 
 
 def test_methods_choose_other_weights(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
     """No two names for one thing: without retraining every mask is another."""
-    ways = [{"method": name} for name in ("magnitude", "first-order", "taylor", "obd", "wanda", "sparsegpt")]
+    names = ("magnitude", "first-order", "taylor", "obd", "wanda", "sparsegpt", "woodfisher", "cbs")
+    ways = [{"method": name} for name in names]
     ways += [{"method": "taylor", "curvature": name} for name in ("sample", "kfac", "gauss-newton")]
     masks = []
     for number, way in enumerate(ways):
@@ -141,6 +142,24 @@ def test_a_sparse_model_keeps_its_zeros(zoo: Zoo, pictures: Path, tmp_path: Path
     assert any(not torch.equal(half[name], again[name]) for name in half)
 
 
+@pytest.mark.parametrize("method", ["woodfisher", "cbs"])
+def test_surgeons_need_no_retraining(zoo: Zoo, pictures: Path, tmp_path: Path, method: str) -> None:
+    """The survivors move though nothing is trained."""
+    source = zoo("resnet-basic")
+    report = trained(source, pictures, tmp_path / "out", method=method, epochs=0)
+    check_result(source, tmp_path / "out", report)
+    assert {step["loss"] for step in report["steps"]} == {None}
+
+
+def test_too_many_gradients_are_refused(
+    zoo: Zoo, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obsprune.engine.fisher.free_bytes", lambda device: 10**4)
+    with pytest.raises(InputError, match=r"gradients of 8 images at [\d,]+ weights take .* GB .* lower --nsamples"):
+        trained(zoo("vit"), pictures, tmp_path / "out", method="woodfisher")
+    assert not (tmp_path / "out").exists()
+
+
 def test_damaged_images_are_left_out_and_named(zoo: Zoo, pictures: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.tsv"
     rows = [f"{pictures.parent}/{row}" for row in pictures.read_text().splitlines()]
@@ -173,6 +192,7 @@ class Killed(BaseException):
         ("resnet-basic", "obd", "save", "moving"),
         ("mobilenet_v2", "sparsegpt", "save", "frozen"),
         ("deit", "admm", "commit", "frozen"),
+        ("vit", "woodfisher", "save", "frozen"),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(
@@ -339,6 +359,8 @@ def test_dry_run_writes_nothing(zoo: Zoo, pictures: Path, tmp_path: Path, monkey
     [
         (["--method", "tailor"], ["unknown method 'tailor'", "did you mean taylor"]),
         (["--method", "obc", "--curvature", "kfac"], ["--curvature kfac", "obc looks at none"]),
+        (["--method", "woodfischer"], ["unknown method 'woodfischer'", "did you mean woodfisher"]),
+        (["--method", "cbs", "--curvature", "sample"], ["--curvature sample", "cbs looks at none"]),
         (["--method", "taylor", "--curvature", "kfak"], ["kfak", "did you mean kfac"]),
         (["--method", "taylor", "--curvature", "none"], ["none", "known: batch"]),
         (["--sparsity", "70"], ["[0, 1)", "--sparsity 0.7"]),

@@ -9,8 +9,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from obsprune.core.cbs import CombinatorialSurgeon
+from obsprune.core.fisher import Surgeon, WoodFisher
 from obsprune.core.saliency import FirstOrder, Magnitude, OptimalBrainDamage, Taylor
 from obsprune.engine.curvature import CURVATURES, Curvature
+from obsprune.engine.fisher import Surgery
 from obsprune.engine.retrained import Course
 from obsprune.engine.training import Criterion, Layerwise, Ranked, evenly
 from obsprune.errors import InputError, nearest
@@ -34,14 +37,20 @@ def _layerwise(name: str, curvature: Curvature) -> Criterion:
     return Layerwise(build(name, {}))
 
 
+def _surgery(surgeon: Surgeon, curvature: Curvature) -> Criterion:
+    return Surgery(surgeon)
+
+
 METHODS: dict[str, Method] = {
     "magnitude": Method(partial(Ranked, Magnitude()), sees=False),
     "first-order": Method(partial(Ranked, FirstOrder())),
     "taylor": Method(partial(Ranked, Taylor()), "batch"),
     "obd": Method(partial(Ranked, OptimalBrainDamage()), "sample"),
+    "woodfisher": Method(partial(_surgery, WoodFisher())),
+    "cbs": Method(partial(_surgery, CombinatorialSurgeon())),
     **{name: Method(partial(_layerwise, name)) for name in SOLVERS if name != "magnitude"},
 }
-"""Scores over all matrices together; a layer solver (`obsprune prune --solver`) prunes every matrix alike."""
+"""Scores and surgeons rank all matrices together; a layer solver (`obsprune prune --solver`) prunes each alike."""
 KNOWN_CURVATURES = [name for name in CURVATURES if name != "none"]
 COMPUTE = {"auto": "float32", "float32": "float32", "bfloat16": "bfloat16"}
 """Of the forward passes. Masters are float32 in any case; gradients would underflow in float16."""

@@ -61,7 +61,8 @@ TrainSparsity = Annotated[float | None, Option("--sparsity", help="Share of zero
 Method = Annotated[
     str | None,
     Option(
-        help="A layer solver, such as sparsegpt; or obd, taylor, first-order or magnitude, over all matrices together. "
+        help="A layer solver, such as sparsegpt; or woodfisher, cbs, obd, taylor, first-order or magnitude, over all "
+        "matrices together. "
         "(default: sparsegpt)"
     ),
 ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from obsprune.models.samples import Batch
 
 ASKED = "labels"
 """The key of a batch with what the network is asked for."""
+Cotangents = Callable[[Tensor, Tensor, Loss], Sequence[Tensor]]
+"""Directions at the logits [B, K], from them, what is asked for, and the loss."""
 
 
 def mean_cross_entropy(z_BK: Tensor, labels: Tensor) -> Tensor:
@@ -97,27 +99,38 @@ class OfBatches(Curvature):
 class OfSamples(Curvature):
     """A sum over samples of what `cotangents` at their logits become at the matrices."""
 
-    cotangents: Callable[[Tensor, Tensor, Loss], Sequence[Tensor]]
+    cotangents: Cotangents
     diagonal: type[Diagonal]
 
     def evidence(self, trainee: Trainee, batches: Sequence[Batch]) -> dict[str, Evidence]:
         g, _ = _mean_gradients(trainee, batches)
         sums = {matrix.name: self.diagonal() for matrix in trainee.matrices}
         for batch in batches:
-            self._add(trainee, batch, sums)
+            pull_back(trainee, batch, self.cotangents, sums)
         samples = sum(len(batch[ASKED]) for batch in batches)
         return {name: Evidence(g[name], sums[name].sum_RC / samples) for name in g}
 
-    def _add(self, trainee: Trainee, batch: Batch, sums: dict[str, Diagonal]) -> None:
-        matrices, size = trainee.matrices, len(batch[ASKED])
-        with tapped(matrices) as taps:
-            z_BK = trainee.logits(batch)
-        x = {matrix.name: by_sample(matrix.tokens(taps[matrix.layer].input), size) for matrix in matrices}
-        outputs = [taps[matrix.layer].output for matrix in matrices]
-        for cotangent in self.cotangents(z_BK.detach().float(), batch[ASKED], trainee.loss):
-            found = torch.autograd.grad(z_BK, outputs, cotangent.to(z_BK.dtype), retain_graph=True)
-            for matrix, gradient in zip(matrices, found, strict=True):
-                sums[matrix.name].add(x[matrix.name], by_sample([matrix.outputs(gradient)], size))
+
+class Sum(Protocol):
+    """Takes the inputs of a matrix, and something for each of its outputs, by sample."""
+
+    def add(self, x_BTC: Tensor, d_BTR: Tensor) -> None: ...
+
+
+def pull_back(trainee: Trainee, batch: Batch, cotangents: Cotangents, sums: Mapping[str, Sum]) -> None:
+    """Adds to the sum of each matrix, by its name, what enters it and what each of the cotangents of the batch's logits
+    becomes at its outputs.
+    """
+    matrices, size = trainee.matrices, len(batch[ASKED])
+    with tapped(matrices) as taps:
+        z_BK = trainee.logits(batch)
+    x = {matrix.name: by_sample(matrix.tokens(taps[matrix.layer].input), size) for matrix in matrices}
+    outputs = [taps[matrix.layer].output for matrix in matrices]
+    asked = cotangents(z_BK.detach().float(), batch[ASKED], trainee.loss)
+    for left, cotangent in zip(reversed(range(len(asked))), asked, strict=True):
+        found = torch.autograd.grad(z_BK, outputs, cotangent.to(z_BK.dtype), retain_graph=left > 0)
+        for matrix, gradient in zip(matrices, found, strict=True):
+            sums[matrix.name].add(x[matrix.name], by_sample([matrix.outputs(gradient)], size))
 
 
 CURVATURES: dict[str, Curvature] = {

@@ -13,6 +13,14 @@ STUDIES = {
     "obs-monks": "monks:Monks",
     "obs-xor": "xor:Xor",
     "taylor-mnist1d": "taylor:TaylorMnist1d",
+    "cbs-mobilenet": "mobilenet:MobilenetSurgery",
+    "elimination": "elimination.networks:Elimination",
+    "elimination-bound": "elimination.bound:TaylorError",
+    "elimination-cost": "elimination.cost:ScoreCost",
+    "elimination-models": "elimination.models:PretrainedElimination",
+    "directional-quadratics": "directional.quadratics:Quadratics",
+    "directional-pruning": "directional.networks:Directional",
+    "directional-tuning": "directional.tuning:Tuning",
 }
 """Name -> module and class; a module is imported when its study is run."""
 
