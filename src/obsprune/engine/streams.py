@@ -73,7 +73,7 @@ class Streams(ABC):
 
 @final
 class OneStream(Streams):
-    """The pruned model alone. true_sequential: measure again after each group, instead of once a block."""
+    """The pruned model alone. true_sequential: measure again after each layer, instead of once a block."""
 
     def __init__(self, batches: Batches, true_sequential: bool = False) -> None:
         self.batches, self.true_sequential = batches, true_sequential
@@ -81,16 +81,14 @@ class OneStream(Streams):
 
     def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
         groups = shared_inputs(stop, matrices)
-        parts = few_at_a_time(groups, 1)
-        if self.true_sequential:
-            parts, dense = [[group] for group in groups], {}
-        else:
-            dense = copies(matrices) if len(parts) > 1 else {}
-        for part in parts:
-            with exchanged(dense):
-                measured = list(measure(stop, part))
-            for gram, group in measured:
-                yield Measured(gram, group)
+        for stage in together(groups) if self.true_sequential else [groups]:
+            parts = few_at_a_time(stage, 1)
+            dense = copies(matrices) if len(parts) > 1 else {}  # later parts must not see the earlier ones pruned
+            for part in parts:
+                with exchanged(dense):
+                    measured = list(measure(stop, part))
+                for gram, group in measured:
+                    yield Measured(gram, group)
 
     def pass_by(self, stop: Stop, loaded: AbstractContextManager[None]) -> None:
         """All batches see the pruned block."""
