@@ -27,6 +27,7 @@ ROOMS = [
     "evaluate",
     "report",
     "trees",
+    "recipe_parts",
     "recipe",
     "training_recipe",
     "presets",

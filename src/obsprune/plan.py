@@ -18,7 +18,8 @@ from obsprune.evaluate.tasks import check_name
 from obsprune.models.data import Draw, draw
 from obsprune.models.kinds import Kind, Wish
 from obsprune.models.load import DEMO, Model, load, locate
-from obsprune.recipe import ExpertsPart, Recipe
+from obsprune.recipe import Recipe
+from obsprune.recipe_parts import ExpertsPart
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from obsprune.engine.fisher import Surgery
 from obsprune.engine.retrained import Course
 from obsprune.engine.training import Criterion, Layerwise, Ranked, evenly
 from obsprune.errors import InputError, nearest
-from obsprune.recipe import ModelPart, Recipe, make_recipe
+from obsprune.recipe import Recipe, make_recipe
+from obsprune.recipe_parts import ModelPart
 from obsprune.solvers import SOLVERS, build
 from obsprune.trees import Tree, merge, read_recipe, typed
 
