@@ -115,7 +115,9 @@ what they find. Others of the same build work too: a model is checked before any
 NOTES = """## What is not pruned
 
 Embeddings, output heads, norms, routers and the gates of shared experts, depthwise convolutions (unless
-`--set model.depthwise=true`), and everything outside the blocks. `obsprune inspect MODEL` lists it for any checkpoint.
+`--set model.depthwise=true`), everything outside the blocks, and everything but the language part of a vision-language
+model (LLaVA, Qwen2-VL, Qwen3-VL-MoE, Gemma 3 and Mistral 3 are tried: tests/models/test_vision_language.py). `obsprune
+inspect MODEL` lists it for any checkpoint.
 
 ## What is refused
 
