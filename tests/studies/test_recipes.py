@@ -139,6 +139,8 @@ def test_nothing_of_others_is_overwritten(toy: Path, tmp_path: Path) -> None:
 def test_names() -> None:
     assert list(recipes.paths_of("taylor-mnist1d/original")) == ["taylor-mnist1d/original"]
     assert set(recipes.paths_of("taylor-mnist1d")) < set(recipes.names())
+    assert list(recipes.paths_of("directional-pruning/vgg16-cifar10")) == ["directional-pruning/vgg16-cifar10"]
+    assert not any(map(recipes.needs_gpu, recipes.paths_of("directional-pruning")))  # run by those who ask for them
     assert list(recipes.paths_of("some/where/mine.yaml").values()) == [Path("some/where/mine.yaml")]
     with pytest.raises(InputError, match="did you mean taylor-mnist1d"):
         recipes.paths_of("taylor-mnist")
@@ -178,7 +180,7 @@ def test_spread() -> None:
 def test_a_recipe_says_what_it_is(name: str) -> None:
     path = recipes.root() / f"{name}.yaml"
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert re.fullmatch(r"# [A-Z].+; about \d+ minutes? on 2 cores(; needs .+)?", first), first
+    assert re.fullmatch(r"# [A-Z].+; (about \d+ minutes? on 2 cores(; needs .+)?|needs a GPU.*)", first), first
     recipe = PaperRecipe.read(path)
     kind = studies.find_study(recipe.study)
     assert kind(**recipe.settings) != kind(**(recipe.settings | recipe.smoke))
@@ -186,7 +188,13 @@ def test_a_recipe_says_what_it_is(name: str) -> None:
     assert (path.parent / "README.md").is_file()
 
 
-@pytest.mark.parametrize("name", recipes.names())
+def measured() -> list[str]:
+    """Recipes with committed results: one that needs a GPU may have none."""
+    results = {name: recipes.root() / Path(name).parent / "results" / Path(name).name for name in recipes.names()}
+    return [name for name, path in results.items() if path.is_dir() or not recipes.needs_gpu(name)]
+
+
+@pytest.mark.parametrize("name", measured())
 def test_committed_results_are_the_recipe_s_own(name: str) -> None:
     paper, _, own = name.partition("/")
     results = json.loads((recipes.root() / paper / "results" / own / "results.json").read_text(encoding="utf-8"))

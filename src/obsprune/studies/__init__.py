@@ -20,6 +20,7 @@ STUDIES = {
     "elimination-models": "elimination.models:PretrainedElimination",
     "directional-quadratics": "directional.quadratics:Quadratics",
     "directional-pruning": "directional.networks:Directional",
+    "directional-images": "directional.images:Images",
     "directional-tuning": "directional.tuning:Tuning",
 }
 """Name -> module and class; a module is imported when its study is run."""

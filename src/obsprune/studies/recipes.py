@@ -106,13 +106,20 @@ def names() -> list[str]:
     return sorted(path.relative_to(root()).with_suffix("").as_posix() for path in root().glob("*/*.yaml"))
 
 
+def needs_gpu(name: str) -> bool:
+    """Whether the recipe's first line says so."""
+    with (root() / f"{name}.yaml").open(encoding="utf-8") as file:
+        return "; needs a GPU" in file.readline()
+
+
 def paths_of(name: str, others: Iterable[str] = ()) -> dict[str, Path]:
-    """The recipes that a name means, by their own: a paper's, one of them, or a YAML file. others: names that are known
-    too, for the message. Raises InputError.
+    """The recipes that a name means, by their own: a paper's (all that need no GPU), one of them, or a YAML file.
+    others: names that are known too, for the message. Raises InputError.
     """
     if name.endswith((".yaml", ".yml")):
         return {Path(name).stem: Path(name)}
-    found = [known for known in names() if name in (known, known.partition("/")[0])]
+    own = [known for known in names() if known.partition("/")[0] == name and not needs_gpu(known)]
+    found = own or [known for known in names() if known == name]
     if not found:
         papers = {known.partition("/")[0] for known in names()}
         raise InputError(f"unknown recipe '{name}'; {nearest(name, {*papers, *names(), *others})}")
