@@ -121,5 +121,5 @@ inspect MODEL` lists it for any checkpoint.
 
 ## What is refused
 
-Encoder-decoder models; quantised checkpoints; mixtures whose experts transformers gives no way to watch (Llama 4,
+Encoder-decoder models; quantised checkpoints; mixtures whose experts transformers gives no way to watch (Llama 4, DBRX,
 JetMoE); models that run a block twice in one forward."""

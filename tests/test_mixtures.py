@@ -16,6 +16,7 @@ from zoo import MIXTURES, Zoo, logits, reference, shards, tensors, token_batches
 from obsprune.cli import app
 from obsprune.engine import rounds as rounds_module
 from obsprune.engine.rundir import RunDir
+from obsprune.errors import InputError
 from obsprune.models.load import load
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
@@ -162,12 +163,43 @@ def test_experts_left_dense_are_said(zoo: Zoo, tokens: Path, tmp_path: Path) -> 
     assert left and all(entry["fate"] == "left dense" for entry in report["coverage"])
     for name in found:
         assert torch.equal(found[name], dense[name]) == name.startswith(tuple(left))
-    assert report["sparsity"]["reached"] < 0.5
+    assert not any(matrix["name"].startswith(tuple(left)) for matrix in report["matrices"])
+    assert report["sparsity"]["reached"] == 0.5  # of what is pruned
+
+
+@pytest.mark.parametrize("settings", [{"iters": 2}, {"target": "stream", "matching": {"passes": 3, "rate": 0.1}}])
+@pytest.mark.parametrize(
+    "spared", [{"skip": [r"experts\.3\."]}, {"experts": {"starved": "skip", "fewest": 130}}], ids=["skip", "starved"]
+)
+def test_experts_that_stay_dense_are_not_tuned(
+    zoo: Zoo, tokens: Path, tmp_path: Path, settings: Any, spared: Any
+) -> None:
+    report = pruned(zoo("mixtral"), tokens, tmp_path / "out", sparsity=0.7, **settings, **spared)
+    dense, found = weights(zoo("mixtral")), weights(tmp_path / "out")
+    chosen = {matrix["name"] for matrix in report["matrices"]}
+    assert 0 < len(chosen) < len(found)
+    assert report["rounds"][1:] or any(block["best"] for block in report["matching"])  # something was tuned
+    assert all(torch.equal(found[name], dense[name]) == (name not in chosen) for name in found)
+
+
+def test_allocation_does_not_share_out_what_may_stay_dense(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    settings = {"experts": {"starved": "skip"}, "allocation": {"rules": ["owl"]}, "sparsity": 0.7}
+    with pytest.raises(InputError, match=r"with it set allocation\.rules=\[\]"):
+        pruned(zoo("mixtral"), tokens, tmp_path / "out", **settings)
+
+
+def test_experts_that_no_token_reaches_are_said(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    report = pruned(zoo("mixtral"), tokens, tmp_path / "out", experts={"fewest": 0}, data={"dataset": str(tokens),
+                    "nsamples": 1, "seqlen": 2, "heldout": 6})  # fmt: skip
+    for layer in report["coverage"]:
+        assert layer["starved"] == [] and layer["unseen"] == [e for e, n in enumerate(layer["tokens"]) if n == 0] != []
 
 
 def test_skipped_experts_are_not_counted(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
     report = pruned(zoo("mixtral"), tokens, tmp_path / "out", skip=[r"layers\.0\.mlp\.experts", r"1\.down_proj"])
     assert [entry["layer"] for entry in report["coverage"]] == ["model.layers.1.mlp.experts"]
+    some = pruned(zoo("mixtral"), tokens, tmp_path / "some", skip=[r"experts\.[0-4]\."], experts={"fewest": 10**6})
+    assert [entry["starved"] for entry in some["coverage"]] == [[5], [5]]  # the others are none of our business
     assert report["skipped"]["model.layers.0.mlp.experts.3.up_proj"].startswith("matches --skip")
 
 

@@ -156,6 +156,14 @@ MORE_MIXTURES: dict[str, Family] = {
 """For docs/models.md alone."""
 UNWATCHED = Family("Llama4TextConfig", GROUPED | {"num_local_experts": 4, "head_dim": 8}, "model.layers", QKVO)
 """Experts whose implementation transformers does not let one choose."""
+FLAT = Family(
+    "DbrxConfig",
+    {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": LENGTH, "vocab_size": VOCABULARY,
+     "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+     "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
+    "transformer.blocks", (),
+)  # fmt: skip
+"""DBRX: all experts of a layer one above the other in a matrix."""
 
 SHARED = GROUPED | {
     "num_hidden_layers": 4, "num_kv_shared_layers": 2, "head_dim": 8, "sliding_window": 8,

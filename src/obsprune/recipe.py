@@ -147,6 +147,11 @@ def _resolve(recipe: Recipe) -> Recipe:
     _check_numbers(recipe)
     _check_rounds(recipe.rounds)
     _check_allocation(recipe.allocation)
+    if recipe.experts.starved == "skip" and recipe.allocation.rules:
+        raise InputError(
+            "experts.starved=skip leaves experts dense that are known only when the zeros are shared out; with it set "
+            "allocation.rules=[]"
+        )
     if recipe.experts.starved not in POLICIES:
         raise InputError(f"experts.starved is '{recipe.experts.starved}'; {nearest(recipe.experts.starved, POLICIES)}")
     if not 0 < recipe.matching.rate < math.inf:

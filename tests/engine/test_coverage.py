@@ -68,9 +68,10 @@ def engine(
     run.start({}, {}, [block.name for block in model.blocks], 0)
     patterns = {matrix.name: pattern for matrix in model.matrices}
     prune_blocks(model, streams, Projection(build(solver, {}), patterns, coverage), run, Silent())
+    again = load(str(directory))
     return {
         matrix.name: weights[matrix.name]
-        for block in model.blocks
+        for block in again.blocks
         for weights in [block.weights(run.committed(block.name))]
         for matrix in block.matrices
     }, run
@@ -115,7 +116,10 @@ def test_marks_are_put_back(zoo: Zoo, policy: str, everywhere: set[int]) -> None
     coverage = Coverage(POLICIES[policy])
     coverage.recall(block, [{"layer": experts.layer, "starved": [1, 4]}])
     assert experts.starved == {1, 4} and experts.everywhere == everywhere
-    assert {matrix.name.split(".")[-2] for matrix in block.matrices if matrix.starved} == {"1", "4"}
+    both = [*block.matrices, *block.left]
+    assert {matrix.name.split(".")[-2] for matrix in both if matrix.starved} == {"1", "4"}
+    assert {matrix.starved for matrix in block.matrices} == ({False} if policy == "skip" else {False, True})
+    assert all(not matrix.starved for matrix in block.left if not isinstance(matrix, ExpertMatrix))
     coverage.recall(block, [])
     assert not experts.starved and not experts.everywhere
 
@@ -225,8 +229,9 @@ def test_experts_without_a_token(zoo: Zoo, tmp_path: Path, policy: str, solver: 
             assert torch.equal(weight, dense[name])
         else:
             assert bool(((weight != 0).reshape(len(weight), -1, 4).sum(-1) == 2).all())
-    empty = facts["tokens"].index(0)
-    name = f"model.layers.0.mlp.experts.{empty}.up_proj"
+    unseen = [expert for expert, count in enumerate(facts["tokens"]) if not count]
+    assert facts["unseen"] == (unseen if policy == "wanda" else [])
+    name = f"model.layers.0.mlp.experts.{unseen[0]}.up_proj"
     if policy == "wanda":  # nothing is known of its inputs: the smallest weights go
         assert torch.equal(found[name], dense[name] * pattern.keep(dense[name].abs()))
 

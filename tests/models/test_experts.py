@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from zoo import MIXTURES, UNWATCHED, Zoo, logits, token_batches
+from zoo import FLAT, MIXTURES, UNWATCHED, Zoo, logits, token_batches
 
 from obsprune.errors import InputError
 from obsprune.models.experts import ExpertMatrix, Experts, following, routes
@@ -208,6 +208,18 @@ def test_routers_and_shared_gates_stay_dense(zoo: Zoo, family: str, dense: str) 
     assert not any(matrix.name.endswith(dense) for matrix in model.matrices)
 
 
+def test_what_is_called_a_router_is_one_whatever_its_size() -> None:
+    """Zaya's has layers inside; a layer of a shared expert can have as many outputs as there are experts."""
+    experts = Experts("layers.0.mlp.experts", None)
+    assert experts.routed_by("layers.0.mlp.gate.router_mlp.fc1", 64) and experts.routed_by("layers.0.mlp.router", 8)
+    assert experts.routed_by("layers.0.mlp.shared_expert_gate", 1)
+    for layer in ("layers.0.mlp.shared_expert.down_proj", "layers.0.mlp.shared_expert.gate_proj", "layers.0.gate"):
+        assert not experts.routed_by(layer, 32)
+    beside = Experts("layers.0.experts", None)  # Gemma 4: nothing but the block owns the experts
+    assert beside.routed_by("layers.0.router.proj", 8)
+    assert not beside.routed_by("layers.0.per_layer_input_gate", 32) and not beside.routed_by("layers.10.router", 8)
+
+
 def test_a_shared_expert_is_pruned_like_any_layer(zoo: Zoo) -> None:
     for family, name in (("qwen2_moe", "mlp.shared_expert.up_proj"), ("deepseek_v3", "mlp.shared_experts.up_proj")):
         assert f"model.layers.1.{name}" in [matrix.name for matrix in load(str(zoo(family))).matrices]
@@ -216,6 +228,23 @@ def test_a_shared_expert_is_pruned_like_any_layer(zoo: Zoo) -> None:
 def test_experts_that_nobody_can_watch_are_refused(zoo: Zoo) -> None:
     with pytest.raises(InputError, match=r"layers\.0\.feed_forward\.experts\.gate_up_proj .* in a layout"):
         load(str(zoo.make("llama4", UNWATCHED)))
+
+
+def test_experts_that_lie_flat_in_a_matrix_are_refused(zoo: Zoo) -> None:
+    with pytest.raises(InputError, match=r"blocks\.0\.ffn\.experts\.mlp\.w1 .* in a layout"):
+        load(str(zoo.make("dbrx", FLAT)))
+
+
+def test_one_expert_of_another_dtype_keeps_it(zoo: Zoo, tmp_path: Path) -> None:
+    key = expert(3, "w1")
+    model = load(str(changed(zoo, tmp_path, lambda t: t.update({key: t[key].bfloat16()}))))
+    block = model.blocks[1]
+    with block.loaded(model.device):
+        for matrix in block.matrices:
+            matrix.write(matrix.read() / 3)
+        found = block.tensors()
+    assert found[key].dtype == torch.bfloat16
+    assert all(found[other].dtype == torch.float32 for other in found if other != key)
 
 
 def test_fused_parameters_have_three_dimensions_outside_convolutions() -> None:
@@ -244,7 +273,8 @@ def expert(index: int, name: str) -> str:
     ("change", "says"),
     [
         (lambda t: t.pop(expert(5, "w2")), r"down_proj is \(6, 32, 48\) by the config, and .* make \(5, 32, 48\)"),
-        (lambda t: t.pop(expert(5, "w1")), "do not fit together"),
+        (lambda t: t.pop(expert(5, "w1")), r"experts\.5\.w1\.weight is missing"),
+        (lambda t: t.update({expert(12, "w2"): t.pop(expert(3, "w2"))}), r"experts\.3\.w2\.weight is missing"),
         (lambda t: t.update({expert(6, "w2"): torch.ones(32, 48)}), r"make \(7, 32, 48\)"),
         (lambda t: t.update({expert(2, "w3"): torch.ones(48, 31)}), "do not fit together"),
         (lambda t: [t.pop(expert(i, "w2")) for i in range(6)], "no weight for model.layers.1.mlp.experts.down_proj"),

@@ -185,8 +185,10 @@ def _coverage(layers: list[dict[str, Any]]) -> str:
     seen = [tokens for layer in layers for tokens in layer["tokens"]]
     starved = sum(len(layer["starved"]) for layer in layers)
     told = f"{len(seen)} in {len(layers)} layers, of {min(seen):,} to {max(seen):,} tokens"
-    fewest = max(layer["fewest"] for layer in layers)
-    return told + (f"; {starved} saw fewer than {fewest:,} and were {layers[0]['fate']}" if starved else "")
+    fewest, unseen = max(layer["fewest"] for layer in layers), sum(len(layer["unseen"]) for layer in layers)
+    if starved:
+        told += f"; {starved} saw fewer than {fewest:,} and were {layers[0]['fate']}"
+    return told + (f"; {unseen} saw none and were pruned by magnitude" if unseen else "")
 
 
 def _method(recipe: Any) -> dict[str, str]:

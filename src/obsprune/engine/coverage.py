@@ -12,14 +12,13 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
 from obsprune.engine.inputs import Enough, Quota
 from obsprune.models.blocks import Block
 from obsprune.models.experts import Experts
 from obsprune.models.matrices import Matrix
 from obsprune.models.walk import Stop
-from obsprune.solvers.base import AnySolver, Solver, State
+from obsprune.solvers.base import AnySolver
 from obsprune.solvers.magnitude import Magnitude
 from obsprune.solvers.wanda import Wanda
 
@@ -28,12 +27,13 @@ Facts = dict[str, Any]
 
 class Starved(ABC):
     """What becomes of an expert that too few tokens reach. everywhere: it is measured on all tokens of its layer; fate:
-    in words; prunes: whether it loses weights.
+    in words; prunes: whether it loses weights; helps: even where no token comes at all; else magnitude prunes it then.
     """
 
     everywhere: bool
     fate: str
     prunes = True
+    helps = True
 
     @abstractmethod
     def solver(self, own: AnySolver) -> AnySolver:
@@ -54,7 +54,7 @@ class AllTokens(Starved):
 class ByWanda(Starved):
     """Needs no more than the norms of the inputs."""
 
-    everywhere, fate = False, "pruned by wanda on the tokens they saw"
+    everywhere, fate, helps = False, "pruned by wanda on the tokens they saw", False
 
     def solver(self, own: AnySolver) -> AnySolver:
         return Wanda()
@@ -62,23 +62,12 @@ class ByWanda(Starved):
 
 @final
 class LeftDense(Starved):
-    """Not pruned."""
+    """Not pruned, nor tuned."""
 
     everywhere, fate, prunes = False, "left dense", False
 
     def solver(self, own: AnySolver) -> AnySolver:
-        return _Nothing()
-
-
-@final
-class _Nothing(Solver[State]):
-    """Keeps every weight, whatever the pattern."""
-
-    def prepare(self, gram: Gram) -> State:
-        return State(gram, damping=0.0)
-
-    def search(self, W_RC: Tensor, state: State, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        return W_RC, torch.ones_like(W_RC, dtype=torch.bool)
+        return own
 
 
 POLICIES: dict[str, Starved] = {"all_tokens": AllTokens(), "wanda": ByWanda(), "skip": LeftDense()}
@@ -96,7 +85,8 @@ class Coverage:
 
     def measure(self, stop: Stop, keys: Iterable[int], block: Block) -> list[Facts]:
         """Counts the tokens that some batches send to each expert of the block, and marks the starved ones. One entry a
-        layer: its name, tokens by expert, the threshold, which are starved, and what becomes of these.
+        layer: its name, tokens by expert, the threshold, which are starved,
+        what becomes of these, and which no token reaches, so that magnitude prunes them.
         """
         layers = [experts for experts in block.experts if self._widest(experts, block)]
         tokens = {experts: torch.zeros(experts.count, dtype=torch.long) for experts in layers}
@@ -107,16 +97,21 @@ class Coverage:
         return facts
 
     def recall(self, block: Block, facts: Sequence[Facts]) -> None:
-        """Marks the starved experts of a block as they were marked before."""
+        """Marks the starved experts of a block as they were marked before; those that stay dense leave its matrices."""
         starved = {entry["layer"]: frozenset(entry["starved"]) for entry in facts}
         for experts in block.experts:
             experts.starved = starved.get(experts.layer, frozenset())
             experts.everywhere = experts.starved if self.starved.everywhere else frozenset()
+        if not self.starved.prunes:
+            block.leave([matrix for matrix in block.matrices if matrix.starved])
 
     def solver(self, own: AnySolver, group: Sequence[Matrix], gram: Gram) -> AnySolver:
-        """What prunes matrices that share a Gram: `own`, unless their expert is starved."""
-        suited = self.starved.solver(own) if group[0].starved else own
-        return Magnitude() if gram.count == 0 and self.starved.prunes else suited
+        """What prunes matrices that share a Gram: `own`, unless their expert is starved; magnitude where nothing is
+        known of their inputs.
+        """
+        if gram.count == 0:
+            return Magnitude()
+        return self.starved.solver(own) if group[0].starved else own
 
     def _widest(self, experts: Experts, block: Block) -> int:
         """Most inputs that one of its matrices to prune has; 0 where there is none."""
@@ -125,9 +120,12 @@ class Coverage:
 
     def _judged(self, experts: Experts, tokens: list[int], block: Block) -> Facts:
         fewest = self._widest(experts, block) if self.fewest is None else self.fewest
-        starved = [expert for expert, count in enumerate(tokens) if count < fewest]
-        facts = {"layer": experts.layer, "tokens": tokens, "fewest": fewest}
-        return facts | {"starved": starved, "fate": self.starved.fate}
+        pruned = {matrix.name.split(".")[-2] for matrix in block.matrices if matrix.layer == experts.layer}
+        starved = [expert for expert, count in enumerate(tokens) if count < fewest and str(expert) in pruned]
+        helped = starved if self.starved.helps else []
+        unseen = [expert for expert, count in enumerate(tokens) if not count and str(expert) in pruned]
+        facts = {"layer": experts.layer, "tokens": tokens, "fewest": fewest, "starved": starved}
+        return facts | {"fate": self.starved.fate, "unseen": [expert for expert in unseen if expert not in helped]}
 
 
 def _count(stop: Stop, key: int, tokens: dict[Experts, Tensor]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from obsprune.core.optimizers import Adam, cosine
@@ -57,7 +57,7 @@ class Matching:
 
     def __call__(self, stop: Stop, block: Block, goals: Goals, tell: Callable[[str], None]) -> Matched:
         """Tunes the block in place and leaves it in the state that fits the judging batches best."""
-        learner, order = _Learner(block.tunable), torch.Generator().manual_seed(0)
+        learner, order = _Learner(block), torch.Generator().manual_seed(0)
         before = error(stop, goals.judge)
         best, after, state, number = 0, before, learner.snapshot(), 0
         with differentiated(block.tunable.values()):
@@ -81,12 +81,18 @@ class Matching:
 
 
 class _Learner:
-    """Float32 masters of some parameters, and their Adam state. Zeros of matrices stay."""
+    """Float32 masters of what is tuned in a block, and their Adam state. Zeros of matrices stay, and so do matrices
+    that are left dense in a parameter with others.
+    """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.parameters, self.number = parameters, 0
-        self.masters = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
-        self.keep = {name: (W != 0) | (W.dim() == 1) for name, W in self.masters.items()}
+    def __init__(self, block: Block) -> None:
+        self.parameters, self.number = block.tunable, 0
+        self.masters = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
+        weights = {matrix.parameter for matrix in block.matrices}
+        self.keep = {name: (W != 0) | (name not in weights) for name, W in self.masters.items()}
+        for matrix in block.left:
+            if matrix.parameter in weights:
+                matrix.turn(self.keep[matrix.parameter]).fill_(False)
         scales = {name: _root_mean_square(W) for name, W in self.masters.items()}
         least = min((scale for scale in scales.values() if scale), default=0.0)
         self.scales = {name: scale or least for name, scale in scales.items()}  # a bias of zeros must move, too

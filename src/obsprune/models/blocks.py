@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,11 @@ class Block:
 
     def _inner(self, name: str) -> str:
         return name.removeprefix(f"{self.name}.")
+
+    def leave(self, matrices: Collection[Matrix]) -> None:
+        """These stay dense after all."""
+        self.left += matrices
+        self.matrices = [matrix for matrix in self.matrices if matrix not in matrices]
 
     def routed_by(self, layer: str, outputs: int) -> bool:
         """Whether a layer decides which expert of the block a token is sent to, or how much a shared one counts."""

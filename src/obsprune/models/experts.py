@@ -20,11 +20,13 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from obsprune.errors import InputError
-from obsprune.models.matrices import LinearLike, Matrix, Sink, fused_parameters
+from obsprune.models.matrices import LinearLike, Matrix, Sink, flat_experts, fused_parameters
 
 IMPLEMENTATION = OBSERVER = "obsprune"
 """The implementation's name, and the attribute in which a module keeps its Experts."""
 DOWN = "down_proj"
+ROUTERS = ("gate", "router")
+"""What transformers calls the module beside the experts that chooses among them, in every family."""
 See = Callable[[Tensor], None]
 
 
@@ -72,9 +74,10 @@ class Experts:
         return [Share("gate_proj", self.first, gate), Share("up_proj", self.first, up), Share(DOWN, DOWN)]
 
     def routed_by(self, layer: str, outputs: int) -> bool:
-        """Whether a layer beside these experts is their router (one output for each), or the gate of a shared one."""
-        beside = layer.startswith(f"{self.layer.rpartition('.')[0]}.") and layer != self.layer
-        return beside and outputs in (1, self.count)
+        """Whether a layer beside these experts belongs to their router, or is the gate of a shared one."""
+        owner = self.layer.rpartition(".")[0]
+        child = layer.removeprefix(f"{owner}.").partition(".")[0] if layer.startswith(f"{owner}.") else ""
+        return child in ROUTERS or (child.endswith("gate") and outputs == 1)
 
     @contextmanager
     def observed(self, expert: int, parameter: str, see: See) -> Iterator[None]:
@@ -220,6 +223,7 @@ def find_experts(prefix: str, block: nn.Module) -> list[Experts]:
         vars(experts.module)[OBSERVER] = experts
     known = {f"{experts.layer}.{share.parameter}" for experts in found for share in experts.shares}
     unknown = [name for name in fused_parameters(prefix, block) if name not in known]
+    unknown += flat_experts(prefix, block, {experts.layer for experts in found})
     if unknown:
         raise InputError(
             f"{unknown[0]} holds the experts of a mixture in a layout that transformers gives no way to watch; models "

@@ -258,6 +258,18 @@ def fused_parameters(prefix: str, block: nn.Module) -> list[str]:
     ]
 
 
+def flat_experts(prefix: str, block: nn.Module, known: Collection[str]) -> list[str]:
+    """Names of weights of two dimensions that no layer owns, inside a module called experts that is not `known`."""
+    return [
+        f"{name}.{own}"
+        for name, module in block.named_modules(prefix=prefix)
+        if "experts" in name.removeprefix(prefix).split(".") and not name.startswith(tuple(known))
+        if not isinstance(module, tuple(KINDS))
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() >= 2
+    ]
+
+
 def take_gradients(matrices: Collection[Matrix]) -> Iterator[tuple[Matrix, Tensor]]:
     """The gradients [R, C] that backward has left, float32; they are gone from the layers afterwards."""
     for matrix in matrices:

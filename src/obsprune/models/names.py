@@ -8,6 +8,7 @@ layer). transformers converts on load and back on save; here both are done for t
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from obsprune.errors import InputError, first_line
 from obsprune.models.files import Header
 
 Tensors = dict[str, Tensor]
+NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
+"""Of layers and experts in a name."""
 
 
 class Part(ABC):
@@ -72,6 +75,9 @@ class Fused(Part):
         shapes = {key: torch.empty(naming.headers[key].shape, device="meta") for key in self.keys}
         joined = self._converted(self.converter, {self.renamed[key]: x for key, x in shapes.items()})
         self.made = {name: naming.final(name) for name in joined}
+        apart = self._converted(converter.reverse_transform(), joined)
+        if lacking := apart.keys() - set(self.renamed.values()):  # experts are stacked whatever their numbers are
+            raise self._unfit(f"{min(lacking)} is missing")
         self.names = tuple(self.made.values())
         self._check({self.made[name]: tuple(x.shape) for name, x in joined.items()})
 
@@ -92,7 +98,7 @@ class Fused(Part):
         as_stored = tensor if tuple(tensor.shape) == shape else tensor.transpose(-1, -2)
         if tuple(as_stored.shape) != shape:
             raise InputError(f"{key} is {shape} and would become {tuple(tensor.shape)}; its layout is not known")
-        return as_stored.contiguous()
+        return as_stored.to(self.naming.headers[key].dtype).contiguous()
 
     def _converted(self, converter: Any, tensors: Mapping[str, Tensor]) -> Tensors:
         converter, target = deepcopy(converter), ""
@@ -103,11 +109,15 @@ class Fused(Part):
                     converter.add_tensor(target, name, pattern, tensor)
                 made = converter.convert(target, model=self.naming.network, config=self.naming.network.config)
             except Exception as error:  # every operation fails in a way of its own
-                raise InputError(
-                    f"{self.keys[0]} and its like do not fit together ({first_line(error)}); the checkpoint is "
-                    "incomplete, or its config names another architecture"
-                ) from error
+                lacking = gap(self.renamed.values())
+                raise self._unfit(f"{lacking} is missing" if lacking else first_line(error)) from error
         return {name: x[0] if isinstance(x, list) else x for name, x in made.items()}
+
+    def _unfit(self, why: str) -> InputError:
+        return InputError(
+            f"{self.keys[0]} and its like do not fit together ({why}); the checkpoint is incomplete, or its config "
+            "names another architecture"
+        )
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
@@ -117,6 +127,15 @@ class Fused(Part):
                     f"{name} is {configured} by the config, and {self.keys[0]} and its like make {shape} of it; "
                     "the checkpoint is incomplete, or its config is another's"
                 )
+
+
+def gap(names: Iterable[str]) -> str | None:
+    """The first name that is missing where every kind of name should come with the same numbers."""
+    kinds: dict[str, set[tuple[str, ...]]] = {}
+    for name in names:
+        kinds.setdefault(NUMBERS.sub("{}", name), set()).add(tuple(NUMBERS.findall(name)))
+    every = set().union(*kinds.values())
+    return next((kind.format(*one) for kind, own in kinds.items() for one in sorted(every - own)), None)
 
 
 @contextmanager
@@ -148,12 +167,13 @@ class _Naming:
         chosen: dict[str, Any] = {}
         for key in sorted(self.headers, key=dot_natural_key):  # experts are stacked in the order of their numbers
             renamed, _ = rename_source_key(key, self.renamings, [])
-            target, pattern = rename_source_key(renamed, [], self.converters)
-            if pattern is None:
+            found = ((entry, *rename_source_key(renamed, [], [entry])) for entry in self.converters)
+            converter, target, _ = next((one for one in found if one[2] is not None), (None, renamed, None))
+            if converter is None:
                 yield Plain(key, self.final(renamed))
             else:
                 fused.setdefault(target, {})[key] = renamed
-                chosen[target] = next(entry for entry in self.converters if pattern in entry.source_patterns)
+                chosen[target] = converter
         for target, renamed_keys in fused.items():
             yield Fused(self, chosen[target], renamed_keys)
 
