@@ -147,21 +147,12 @@ def _resolve(recipe: Recipe) -> Recipe:
     _check_numbers(recipe)
     _check_rounds(recipe.rounds)
     _check_allocation(recipe.allocation)
-    if recipe.experts.starved == "skip" and recipe.allocation.rules:
-        raise InputError(
-            "experts.starved=skip leaves experts dense that are known only when the zeros are shared out; with it set "
-            "allocation.rules=[]"
-        )
-    if recipe.experts.starved not in POLICIES:
-        raise InputError(f"experts.starved is '{recipe.experts.starved}'; {nearest(recipe.experts.starved, POLICIES)}")
+    _check_experts(recipe.experts.starved, recipe.allocation)
+    _check_target(recipe.target, recipe.correction)
     if not 0 < recipe.matching.rate < math.inf:
         raise InputError(f"matching.rate is {recipe.matching.rate!r}; a positive number is expected")
-    if recipe.target not in TARGETS:
-        raise InputError(f"target is '{recipe.target}'; {nearest(recipe.target, TARGETS)}")
     if "none" in recipe.evaluation and len(recipe.evaluation) > 1:
         raise InputError(f"'none' among the tasks {', '.join(recipe.evaluation)}: drop it, or the others")
-    if recipe.correction is not None and not 0 <= recipe.correction <= 1:
-        raise InputError(f"correction is {recipe.correction:g}; a share from 0 to 1 is expected")
     for expression in [*recipe.skip, recipe.model.blocks or ""]:
         _check_expression(expression)
     solver = _solver_options(recipe.solver)
@@ -197,6 +188,23 @@ def _check_allocation(part: AllocationPart) -> None:
         raise InputError(f"allocation.rules names a rule twice: {', '.join(part.rules)}")
     if not 0 <= part.least <= 1:
         raise InputError(f"allocation.least is {part.least:g}; a sparsity between 0 and 1 is expected")
+
+
+def _check_experts(starved: str, allocation: AllocationPart) -> None:
+    if starved not in POLICIES:
+        raise InputError(f"experts.starved is '{starved}'; {nearest(starved, POLICIES)}")
+    if not POLICIES[starved].prunes and allocation.rules:
+        raise InputError(
+            f"experts.starved={starved} leaves experts dense that are known only when the zeros are shared out; with "
+            "it set allocation.rules=[]"
+        )
+
+
+def _check_target(target: str, correction: float | None) -> None:
+    if target not in TARGETS:
+        raise InputError(f"target is '{target}'; {nearest(target, TARGETS)}")
+    if correction is not None and not 0 <= correction <= 1:
+        raise InputError(f"correction is {correction:g}; a share from 0 to 1 is expected")
 
 
 def _check_rounds(part: RoundsPart) -> None:

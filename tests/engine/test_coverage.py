@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from zoo import MIXTURES, Zoo, logits, token_batches, token_rows
+from zoo import Zoo, logits, token_batches, token_rows
 
 from obsprune.core.linalg import damped
 from obsprune.core.patterns import NofM, Pattern, Unstructured
@@ -251,25 +251,3 @@ def test_wanda_for_the_starved_alone(zoo: Zoo, tmp_path: Path) -> None:
     for name in (name for name in found if "layers.0.mlp.experts" in name):
         like = "wanda" if int(name.split(".")[-2]) in facts["starved"] else "plain"
         assert torch.equal(found[name], runs[like][0][name]), name
-
-
-@pytest.mark.parametrize("family", MIXTURES)
-def test_the_dense_stream_is_the_dense_model(zoo: Zoo, family: str) -> None:
-    """Bit for bit, while every matrix of the other stream is set to zero on the way."""
-    model, batches = load(str(zoo(family))), token_batches(2)
-    plain = load(str(zoo(family)))
-    streams = TwoStreams(batches[:1], batches[1:], 0.01, residual=True)
-    found: dict[int, Tensor] = {}
-    modules = [block.module for block in model.blocks]
-    with Walk(model.network, modules, streams.batches, lambda key, out: found.update({key: out.logits})) as walk:
-        for stop in walk:
-            block = model.blocks[stop.index]
-            with block.loaded(model.device):
-                for measured in streams.measured(stop, block.matrices):
-                    for matrix in measured.group:
-                        matrix.write(torch.zeros(matrix.shape))
-                stop.hand_on(streams.sparse)
-    with plain.loaded():
-        for key, batch in enumerate(batches):
-            assert torch.equal(found[key], logits(plain.network, batch))
-            assert not torch.equal(found[2 + key], found[key])

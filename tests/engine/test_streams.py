@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from zoo import ZOO, Zoo, logits, reference, token_batches
+from zoo import MIXTURES, ZOO, Zoo, logits, reference, token_batches
 
 from obsprune.core.linalg import damped
 from obsprune.core.patterns import Unstructured
@@ -89,7 +89,7 @@ def test_targets_are_as_by_hand(zoo: Zoo, tmp_path: Path) -> None:
     assert differ / sum(tensor.numel() for tensor in ours.values()) < 0.005  # near-ties: the sums there are float64
 
 
-@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("family", ZOO | MIXTURES)
 def test_the_dense_stream_is_the_dense_model(zoo: Zoo, family: str) -> None:
     """Bit for bit, while every matrix of the other stream is set to zero on the way."""
     model, plain, batches = load(str(zoo(family))), reference(zoo(family)), token_batches(2)

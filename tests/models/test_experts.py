@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from zoo import FLAT, MIXTURES, UNWATCHED, Zoo, logits, token_batches
+from zoo import FLAT, MIXTURES, UNWATCHED, Zoo, logits, reference, token_batches
 
 from obsprune.errors import InputError
 from obsprune.models.experts import ExpertMatrix, Experts, following, routes
@@ -24,10 +23,6 @@ from obsprune.models.matrices import Matrix, fused_parameters, observed
 WEIGHTS = "model.safetensors"
 FEW_TOKENS = {"input_ids": torch.tensor([[5, 9]])}
 """Two tokens, two experts each: some experts get none."""
-
-
-def eager(directory: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, experts_implementation="eager").eval()
 
 
 def layers(model: Model) -> list[Experts]:
@@ -54,7 +49,7 @@ def seen(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("batch", [token_batches(1)[0], FEW_TOKENS], ids=["many", "few"])
 @pytest.mark.parametrize("family", MIXTURES)
 def test_logits_are_those_of_eager_to_the_bit(zoo: Zoo, family: str, batch: dict[str, Tensor]) -> None:
-    model, expected = load(str(zoo(family))), logits(eager(zoo(family)), batch)
+    model, expected = load(str(zoo(family))), logits(reference(zoo(family)), batch)
     with model.loaded():
         assert torch.equal(logits(model.network, batch), expected)
         with observed(list(of_experts(model)), lambda matrix, x: None):
@@ -63,7 +58,7 @@ def test_logits_are_those_of_eager_to_the_bit(zoo: Zoo, family: str, batch: dict
 
 @pytest.mark.parametrize("family", MIXTURES)
 def test_gradients_are_those_of_eager_to_the_bit(zoo: Zoo, family: str) -> None:
-    model, other, batch = load(str(zoo(family))), eager(zoo(family)), token_batches(1)[0]
+    model, other, batch = load(str(zoo(family))), reference(zoo(family)), token_batches(1)[0]
     names = {matrix.parameter for matrix in of_experts(model)}
     with model.loaded():
         for network in (model.network, other):
@@ -157,7 +152,7 @@ def test_following_another_stream_shows_its_tokens(zoo: Zoo) -> None:
     with following(chosen):
         found = seen(model, other)
         with model.loaded():
-            assert torch.equal(logits(model.network, other), logits(eager(zoo("mixtral")), other))
+            assert torch.equal(logits(model.network, other), logits(reference(zoo("mixtral")), other))
     hidden_TH, routed_TK = told()
     (experts, *_) = layers(model)
     followed_TK = chosen[experts]
@@ -306,7 +301,7 @@ def test_one_layer_in_two_shards_and_a_dense_round_trip(zoo: Zoo, tmp_path: Path
         assert found.keys() == set(block.keys)
         assert all(torch.equal(found[key], tensors[key]) for key in block.keys)
     with model.loaded():
-        assert torch.equal(logits(model.network, FEW_TOKENS), logits(eager(zoo("qwen3_moe")), FEW_TOKENS))
+        assert torch.equal(logits(model.network, FEW_TOKENS), logits(reference(zoo("qwen3_moe")), FEW_TOKENS))
 
 
 def test_extra_experts_beyond_the_depth_are_kept_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
