@@ -25,7 +25,6 @@ from obsprune.engine.streams import Batches
 from obsprune.engine.teacher import Lesson
 from obsprune.models.blocks import Block
 from obsprune.models.matrices import Matrix
-from obsprune.models.walk import Walk
 from obsprune.progress import Progress
 
 MARGIN = 0.01
@@ -71,9 +70,8 @@ class Probe:
 
     def measured(self) -> Iterator[tuple[Block, list[tuple[Gram, list[Matrix]]]]]:
         """Block after block, dense and on the device, with its Grams."""
-        modules = [block.module for block in self.place.model.blocks]
-        self.progress.stage("probing", len(modules))
-        with Walk(self.place.model.network, modules, self.batches) as walk:
+        self.progress.stage("probing", len(self.place.model.blocks))
+        with self.place.model.walk(self.batches) as walk:
             for stop in walk:
                 with self.place.at(stop.index, Dense()) as block:
                     if block.matrices:

@@ -19,7 +19,6 @@ from obsprune.models.blocks import Block
 from obsprune.models.load import Model
 from obsprune.models.matrices import differentiated, take_gradients
 from obsprune.models.samples import Batch
-from obsprune.models.walk import Walk
 
 
 class NotFinite(InputError):
@@ -60,7 +59,7 @@ def gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin: Begin
     begin(block): the sums to add to; done(block, sums): called from the last block to the first, while the block's
     weights are on the device. Raises WalkMismatch, InputError.
     """
-    place, network = lesson.place, lesson.place.model.network
+    place = lesson.place
 
     @contextmanager
     def backward_at(index: int) -> Iterator[Visit]:
@@ -72,7 +71,7 @@ def gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin: Begin
 
     chosen = [lesson.batches[key] for key in keys]
     loss = backward_of(lambda place, output: lesson.divergence(keys[place], output))
-    walk = Walk(network, [block.module for block in place.model.blocks], chosen, loss, record=True)
+    walk = place.model.walk(chosen, loss, record=True)
     with lesson.memory.beside(lambda: keys[walk.current()]):
         reverse_walk(walk, lambda index: place.at(index, weights), backward_at)
 

@@ -21,7 +21,7 @@ from obsprune.engine.streams import Batches, Measured, Streams
 from obsprune.models.blocks import Block
 from obsprune.models.load import Model
 from obsprune.models.matrices import Matrix
-from obsprune.models.walk import Stop, Walk
+from obsprune.models.walk import Stop
 from obsprune.progress import Progress
 from obsprune.solvers.base import AnySolver, Solution
 
@@ -87,7 +87,7 @@ def prune_blocks(
     """
     after = After(matching, reestimate)
     progress.stage("pruning", len(model.blocks))
-    with Walk(model.network, [block.module for block in model.blocks], streams.batches) as walk:
+    with model.walk(streams.batches) as walk:
         for stop in walk:
             block = model.blocks[stop.index]
             shard = run.committed(block.name)
@@ -154,7 +154,7 @@ def project_blocks(
     those of `point` are projected, whose biases and norms count too. Returns what became of them, by block.
     """
     results: dict[str, list[Pruned]] = {}
-    with Walk(place.model.network, [block.module for block in place.model.blocks], batches) as walk:
+    with place.model.walk(batches) as walk:
         for stop in walk:
             with place.at(stop.index, point) as block:
                 results[block.name] = list(_projected(stop, block, projection, point.get(block)))

@@ -13,7 +13,6 @@ from obsprune.errors import InputError, WalkMismatch
 from obsprune.models.backward import Visit, backward_of, reverse_walk
 from obsprune.models.load import Model, suitable
 from obsprune.models.matrices import Matrix, differentiated, observed, take_gradients
-from obsprune.models.walk import Walk
 from obsprune.progress import Progress
 
 
@@ -27,9 +26,7 @@ def check_walk(model: Model, batch: Mapping[str, Tensor], progress: Progress) ->
     with observed(model.matrices, _finite), model.lazily_loaded(), torch.no_grad(), suitable(model):
         plain = model.network(**batch).logits
     walked: list[Any] = []
-    with Walk(
-        model.network, [b.module for b in model.blocks], [batch], lambda _, out: walked.append(out.logits)
-    ) as walk:
+    with model.walk([batch], lambda _, out: walked.append(out.logits)) as walk:
         for stop in walk:
             with model.blocks[stop.index].loaded(model.device):
                 stop.hand_on()
@@ -61,5 +58,5 @@ def check_gradients(model: Model, batch: Mapping[str, Tensor]) -> None:
                 pass
 
     finish = backward_of(lambda _, output: output.logits.float().square().mean())
-    walk = Walk(model.network, [block.module for block in model.blocks], [batch], finish, record=True)
+    walk = model.walk([batch], finish, record=True)
     reverse_walk(walk, lambda index: model.blocks[index].loaded(model.device), backward_at)

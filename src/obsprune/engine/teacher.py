@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from obsprune.core.losses import agreement, divergence, log_probabilities
 from obsprune.engine.place import Dense, Place, Source
 from obsprune.models.samples import Batch, Samples
-from obsprune.models.walk import Walk
 
 Running = Callable[[], int]
 """Which batch is under way."""
@@ -150,7 +149,7 @@ class Lesson:
             loss, count = kind.loss(s, t, self.batches[key])
             sums.add_(torch.stack([divergence(s, t), loss, agreement(s, t), loss.new_tensor(count)]).double().cpu())
 
-        walk = Walk(place.model.network, [block.module for block in place.model.blocks], self.batches, finish)
+        walk = place.model.walk(self.batches, finish)
         with walk, self.memory.beside(walk.current):
             for stop in walk:
                 with place.at(stop.index, weights):
@@ -166,7 +165,7 @@ def teach(place: Place, samples: Samples, size: int) -> Lesson:
     batches = model.batches(samples, size)
     memory: Memory = HiddenStates(model.head) if model.kind.positional else Logits()
     crossing = 0
-    walk = Walk(model.network, [block.module for block in model.blocks], batches, memory.answered)
+    walk = model.walk(batches, memory.answered)
     with walk, memory.learning(walk.current):
         for stop in walk:
             with place.at(stop.index, Dense()):

@@ -15,7 +15,6 @@ from obsprune.errors import ObspruneError
 from obsprune.evaluate.task import Scored, Task
 from obsprune.models.load import Model
 from obsprune.models.samples import Samples
-from obsprune.models.walk import Walk
 from obsprune.progress import Progress
 
 LOGIT_BYTES = 2**29
@@ -55,7 +54,7 @@ def row_losses(model: Model, samples: Samples, progress: Progress, title: str) -
     def finish(key: int, output: Any) -> None:
         losses[key] = next_token_losses(output.logits, parts[key]["input_ids"]).cpu()
 
-    with torch.no_grad(), Walk(model.network, [block.module for block in model.blocks], parts, finish) as walk:
+    with torch.no_grad(), model.walk(parts, finish) as walk:
         for stop in walk:
             with model.blocks[stop.index].loaded(model.device):
                 stop.hand_on()

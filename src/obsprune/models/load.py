@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ from obsprune.models.matrices import Matrix
 from obsprune.models.meta import META
 from obsprune.models.names import Names, names_of
 from obsprune.models.samples import Batch, Samples, Source
+from obsprune.models.walk import Walk
 
 DEMO = "demo"
 RUNNING = ("running_mean", "running_var")
@@ -90,6 +91,15 @@ class Model:
             {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in batch.items()}
             for batch in samples.batches(size, self.device)
         ]
+
+    def walk(
+        self,
+        batches: Sequence[Mapping[str, torch.Tensor]],
+        finish: Callable[[int, Any], None] = lambda key, output: None,
+        record: bool = False,
+    ) -> Walk:
+        """Batches on their way through the network, which stop at every block (models/walk.py)."""
+        return Walk(self.network, [block.module for block in self.blocks], batches, finish, record)
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
