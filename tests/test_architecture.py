@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "obsprune"
 ROOMS = [
     "errors",
     "progress",
+    "ranks",
     "core",
     "kernels",
     "solvers",
@@ -32,6 +33,9 @@ ROOMS = [
     "training_recipe",
     "presets",
     "plan",
+    "resources",
+    "forecast",
+    "outlook",
     "pipeline",
     "train_pipeline",
     "studies",

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import unicodedata
 from collections.abc import Iterable
+
+SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+NAMES = "token|secret|passw|signature|credential|key|policy|auth"
+SECRETS = {
+    re.compile(r"\bhf_[A-Za-z0-9]{8,}"): "hf_***",
+    re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@"): r"\1***@",
+    re.compile(r"(?<![\w/:])[\w.+-]+:[^/\s:@]+@(?=[\w-])"): "***@",
+    re.compile(rf"([?&;#](?:[\w.%-]*(?:{NAMES})[\w.%-]*|sig)=)[^&;#\s'\"]+", re.IGNORECASE): r"\1***",
+    re.compile(r"(\bauthorization\W{1,4}(?:\w+\s+)?|\bbearer\s+)[^\s'\",;]{8,}", re.IGNORECASE): r"\1***",
+}
+"""What hides in a text: access tokens, passwords in URLs, values of a query, headers of a request."""
 
 
 class ObspruneError(Exception):
-    """The root of all errors raised on purpose; `cli/console.py` turns them into one line."""
+    """The root of all errors raised on purpose; `cli/console.py` turns them into one line.
+
+    shared: it is raised in all processes of a run alike, and the first one tells it.
+    """
+
+    shared = False
 
 
 class InputError(ObspruneError):
@@ -32,6 +51,9 @@ class NotPositiveDefinite(ObspruneError):
         )
         self.name, self.count, self.columns, self.damping = name, count, columns, damping
 
+    def __reduce__(self) -> tuple[type[NotPositiveDefinite], tuple[str, int, int, float]]:
+        return NotPositiveDefinite, (self.name, self.count, self.columns, self.damping)  # to another process, whole
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The sentence that helps after an unknown `word`: the closest of the `known` ones, then all of them."""
@@ -42,5 +64,28 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first; its kind when it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What another library's error says first, redacted, and the reason where that is on the next line; its kind when
+    it says nothing.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return redacted(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
+
+
+def redacted(text: str) -> str:
+    """A text without the tokens and passwords that are in it: for logs, reports and screens."""
+    for variable in SECRET_VARIABLES:
+        secret = os.environ.get(variable, "").strip()
+        text = text.replace(secret, "***") if len(secret) >= 8 else text
+    for pattern, instead in SECRETS.items():
+        text = pattern.sub(instead, text)
+    return text
+
+
+def printable(text: str) -> str:
+    """A text as one line for a terminal: redacted, and what would steer the terminal (names can hold it) spelt out."""
+    return "".join(map(_spelt, redacted(text)))
+
+
+def _spelt(char: str) -> str:
+    """Controls, formats such as a change of direction, halves of pairs, line ends: as Python writes them."""
+    return ascii(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char

@@ -24,39 +24,74 @@ from obsprune.errors import InputError
 from obsprune.evaluate.paired import beside, paired
 from obsprune.evaluate.task import Scored, Task
 from obsprune.evaluate.tasks import Setting, check_name, make_task
+from obsprune.models.caution import is_file
 from obsprune.models.checkpoint import Checkpoint
-from obsprune.models.data import Draw
 from obsprune.models.load import Model, load, locate
 from obsprune.models.samples import Samples
-from obsprune.plan import Plan, bytes_needed, draw_samples, make_plan, make_streams, run_facts, suited
+from obsprune.plan import (
+    Plan,
+    bytes_needed,
+    draw_samples,
+    kept_apart,
+    make_plan,
+    make_streams,
+    make_tasks,
+    run_facts,
+    suited,
+)
 from obsprune.progress import Progress
+from obsprune.ranks import ALONE, Ranks
 from obsprune.recipe import Recipe, make_recipe
+from obsprune.report.memory import MemoryWatch
 from obsprune.report.report import build_report, read_report, write_report
+from obsprune.resources import free_at, reckon, require
 from obsprune.training_recipe import recorded
-
-LOGIT_BYTES = 2**29
-"""Float32 logits of two models on one batch stay under this."""
 
 
 def prune(
-    recipe: Recipe, output: Path, progress: Progress, force: bool = False, token: str | None = None, command: str = ""
+    recipe: Recipe,
+    output: Path,
+    progress: Progress,
+    force: bool = False,
+    token: str | None = None,
+    command: str = "",
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Prunes, evaluates, reports. Returns the report; the sparse checkpoint is in `output`.
 
-    An unfinished run of the same recipe in `output` is continued. Raises InputError before anything is written.
+    ranks: the processes that share the work, all of which call this alike. An unfinished run of the same recipe in
+    `output` is continued. Raises InputError before anything is written.
     """
+    with MemoryWatch() as memory:
+        return _prune(recipe, output, progress, force, token, command, ranks, memory)
+
+
+def _prune(
+    recipe: Recipe,
+    output: Path,
+    progress: Progress,
+    force: bool,
+    token: str | None,
+    command: str,
+    ranks: Ranks,
+    memory: MemoryWatch,
+) -> dict[str, Any]:
     begin = time.perf_counter()
-    run = RunDir.open(output, locate(recipe.model.name, recipe.model.revision, token), force)
-    plan = make_plan(recipe, token)
+    source = ranks.agree(lambda: locate(recipe.model.name, recipe.model.revision, token))
+    run = RunDir.open(output, source, force, ranks)
+    plan = make_plan(recipe, token, ranks)
+    plan = replace(plan, model=plan.model.keeping(recipe.engine.activations, run.disk))
     for notice in plan.notices:
         progress.notice(notice)
-    tasks = plan_tasks(plan, progress)
-    model, recipe = plan.model, plan.recipe
+    tasks = ranks.agree(lambda: plan_tasks(plan, progress))
+    model, recipe, facts = plan.model, plan.recipe, run_facts(plan)
+    require_same_everywhere(facts, ranks)
     small = model.kind.small(model.batches(plan.draw.calibration.take([0]), 1)[0])
-    check_walk(model, small, progress)
+    ranks.agree(lambda: check_walk(model, small, progress))
+    ranks.agree(lambda: require(reckon(plan, tasks), free_at(plan, output), plan))
     if recipe.iters > 1:
-        check_gradients(model, small)
-    if run.start(recipe.tree(), run_facts(plan), [block.name for block in model.blocks], bytes_needed(plan)):
+        ranks.agree(lambda: check_gradients(model, small))
+    if run.start(recipe.tree(), facts, [block.name for block in model.blocks], bytes_needed(plan)):
         progress.notice(f"continuing the unfinished run in {output}")
     try:
         evaluate(model, tasks, run, "dense", progress)
@@ -70,9 +105,9 @@ def prune(
     run.finish(model.checkpoint, model.rest)
     evaluate_result(recipe, tasks, run, progress)
     report = build_report(
-        run, recipe.tree(), plan.model, plan.draw.facts, plan.notices, time.perf_counter() - begin, command
+        run, recipe.tree(), plan.model, plan.draw.facts, plan.notices, time.perf_counter() - begin, command, memory.peak
     )
-    write_report(run, report)
+    ranks.told(lambda: write_report(run, report))
     run.record("end")
     return report
 
@@ -102,8 +137,8 @@ def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
     if event is None:
         place = choose_place(model, recipe.rounds.memory, 2 * model.dtype.itemsize, run.scratch)
         with place.opened():
-            judge = teach(place, plan.draw.heldout, judged_at_once(plan))
-        parts = model.batches(plan.draw.calibration, plan.batch_size)
+            judge = teach(place, plan.draw.heldout, plan.judged_at_once)
+        parts = model.shared(plan.draw.calibration, plan.batch_size)
         assert recipe.sparsity is not None
         probe = Probe(place, plan.projection, recipe.sparsity, parts, judge, progress)
         event = choose(recipe.rules, probe, lambda patterns, trial: one_shot(plan, patterns, trial, progress), run)
@@ -115,47 +150,40 @@ def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
 
 def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
     """All further rounds; the best one's weights are in `run` afterwards."""
+    if run.recorded("best"):  # what led to it may be gone
+        return
     recipe, model, shot = plan.recipe, plan.model, run.recorded("shot")
     assert shot is not None
     step, tuning = recipe.make_step(), recipe.make_tuning()
-    candidates = len(step.sizes(None)) + 1
-    place = choose_place(
-        model, recipe.rounds.memory, candidates * model.dtype.itemsize + (12 if tuning else 0), run.scratch
-    )
+    place = choose_place(model, recipe.rounds.memory, plan.bytes_a_weight, run.scratch)
     projection = plan.projection
     for block in model.blocks:
         projection.coverage.recall(block, (run.recorded("block", name=block.name) or {}).get("coverage", []))
     with place.opened():
-        rounds = Rounds(step, tuning, projection, place, run, progress, judged_at_once(plan))
+        rounds = Rounds(step, tuning, projection, place, run, progress, plan.judged_at_once)
         rounds(plan.draw.further, plan.draw.heldout, shot["seconds"])
+    run.record("best")
 
 
-def judged_at_once(plan: Plan) -> int:
-    """Samples of one forward where the logits of two models are wanted."""
-    return min(plan.batch_size, max(1, LOGIT_BYTES // (8 * plan.draw.calibration.positions * plan.model.classes)))
+def require_same_everywhere(facts: dict[str, Any], ranks: Ranks) -> None:
+    """Raises InputError when a process sees another model, other samples or other versions than the first one."""
+    for rank, other in enumerate(ranks.gather(facts)):
+        # one checkpoint may have several copies: of its files' times nothing follows
+        differing = [key for key in facts if other[key] != facts[key] and key != "checkpoint"]
+        if differing:
+            raise InputError(
+                f"process {rank} differs from process {ranks.rank} in {', '.join(differing)}: all machines need the "
+                "same packages and data"
+            )
 
 
 def plan_tasks(plan: Plan, progress: Progress) -> list[Task]:
     """The tasks to evaluate; default ones that cannot be had are left out with a notice, asked ones are an error."""
-    asked = plan.recipe.evaluation
-    if asked == ["none"]:
-        return []
-    setting = Setting(plan.model, plan.recipe.data.seqlen, lambda: kept_apart(plan.recipe, plan.draw))
-    if asked:
-        return [make_task(name, setting) for name in asked]
-    tasks = []
-    for name in plan.model.kind.tasks:
-        try:
-            tasks.append(make_task(name, setting))
-        except InputError as error:
-            plan.notices.append(f"evaluation on {name} is left out: {error}")
-            progress.notice(plan.notices[-1])
+    tasks, notices = make_tasks(plan)
+    plan.notices.extend(notices)
+    for notice in notices:
+        progress.notice(notice)
     return tasks
-
-
-def kept_apart(recipe: Recipe, draw: Draw) -> tuple[Samples, str]:
-    """The held-out samples, and how they came about."""
-    return draw.heldout, f"kept apart from the calibration data, seed {recipe.seed}"
 
 
 def evaluate(model: Model, tasks: list[Task], run: RunDir, who: str, progress: Progress) -> None:
@@ -176,7 +204,8 @@ def evaluate_result(recipe: Recipe, tasks: list[Task], run: RunDir, progress: Pr
     if tasks:
         part = recipe.model
         model = load(str(run.path), dtype=part.dtype, device=recipe.engine.device, blocks=part.blocks,
-                     trust_remote_code=part.trust_remote_code)  # fmt: skip
+                     trust_remote_code=part.trust_remote_code, ranks=run.ranks)  # fmt: skip
+        model = model.keeping(recipe.engine.activations, run.disk)
         evaluate(model, tasks, run, "pruned", progress)
 
 
@@ -240,7 +269,13 @@ def _held_again(recipe: Recipe, model: Model) -> tuple[Samples, str]:
 def default_tasks(recipe: Recipe | None, model: Model) -> list[str]:
     """What suits a model when no task is named: what its own run was evaluated on, else WikiText-2."""
     if recipe is not None:
-        return [name for name in recipe.evaluation if name != "none"] or ["heldout"]
+        names = [name for name in recipe.evaluation if name != "none"] or ["heldout"]
+        if files := [name for name in names if is_file(Path(name))]:
+            raise InputError(
+                f"{model.directory} was evaluated on {files[0]}, a file of lm_eval, which may run code; name what you "
+                "trust: --task TASK"
+            )
+        return names
     if model.kind.dataset is None:
         raise InputError(f"{model.directory} is an {model.kind.name}: name its images, --task imagenet=PATH")
     return ["wikitext2"]

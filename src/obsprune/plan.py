@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import time
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
@@ -14,23 +17,34 @@ from obsprune.core.patterns import Pattern
 from obsprune.engine.layerwise import Projection
 from obsprune.engine.streams import OneStream, Streams, TwoStreams
 from obsprune.errors import InputError
-from obsprune.evaluate.tasks import check_name
+from obsprune.evaluate.task import Task
+from obsprune.evaluate.tasks import Setting, check_name, make_task
+from obsprune.models.checkpoint import CONFIG
 from obsprune.models.data import Draw, draw
 from obsprune.models.kinds import Kind, Wish
 from obsprune.models.load import DEMO, Model, load, locate
+from obsprune.models.samples import Samples
+from obsprune.ranks import ALONE, Ranks
 from obsprune.recipe import Recipe
 from obsprune.recipe_parts import ExpertsPart
+
+LOGIT_BYTES = 2**29
+"""Float32 logits of two models on one batch stay under this."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to, before anything is computed."""
+    """What a recipe comes to, before anything is computed. opening, drawing: seconds it took to open the model and to
+    draw the samples.
+    """
 
     recipe: Recipe
     model: Model
     draw: Draw
     patterns: dict[str, Pattern]
     notices: list[str]
+    opening: float = 0.0
+    drawing: float = 0.0
 
     @property
     def projection(self) -> Projection:
@@ -39,24 +53,63 @@ class Plan:
 
     @property
     def batch_size(self) -> int:
+        """Samples that all processes have in one forward together."""
         size = self.recipe.engine.batch_size
-        return size if isinstance(size, int) else self.draw.calibration.together
+        return self.model.ranks.size * (size if isinstance(size, int) else self.draw.calibration.together)
+
+    @property
+    def has_two_streams(self) -> bool:
+        """Whether the dense model's calibration walks beside the pruned one's."""
+        return self.recipe.target != "own" or self.recipe.matching.passes > 0
+
+    @property
+    def stream_size(self) -> int:
+        """Samples of one calibration batch of all processes; every step of a matching pass has one of its own."""
+        steps = self.recipe.matching.steps if self.recipe.matching.passes else 1
+        return min(self.batch_size, max(1, len(self.draw.calibration) // steps))
+
+    @property
+    def judged_at_once(self) -> int:
+        """Samples of one forward of all processes together where the logits of two models are wanted."""
+        size = max(1, LOGIT_BYTES // (8 * self.draw.calibration.positions * self.model.classes))
+        return min(self.batch_size, self.model.ranks.size * size)
+
+    @property
+    def lesson_size(self) -> int:
+        """Samples of one batch of a round: every step of a fine-tuning pass has a batch of its own."""
+        tuning, size = self.recipe.make_tuning(), self.judged_at_once
+        return min(size, max(1, len(self.draw.calibration) // tuning.steps)) if tuning else size
+
+    @property
+    def bytes_a_weight(self) -> int:
+        """What a round's stores hold for each prunable weight at most."""
+        candidates = len(self.recipe.make_step().sizes(None)) + 1
+        return candidates * self.model.dtype.itemsize + (12 if self.recipe.make_tuning() else 0)
 
 
-def make_plan(recipe: Recipe, token: str | None = None) -> Plan:
+def make_plan(recipe: Recipe, token: str | None = None, ranks: Ranks = ALONE) -> Plan:
     """Opens the model, draws the samples, gives each matrix its pattern. Writes nothing. Raises InputError."""
+    return ranks.agree(lambda: _planned(recipe, token, ranks))
+
+
+def _planned(recipe: Recipe, token: str | None, ranks: Ranks) -> Plan:
     for task in recipe.evaluation:
         if task != "none":
             check_name(task)  # before anything is loaded
-    model = open_model(recipe, token)
+    start = time.perf_counter()
+    model = open_model(recipe, token, ranks)
+    opened = time.perf_counter()
     asked, recipe = recipe, suited(recipe, model.kind)
     patterns = uniform_patterns(recipe, model)
     drawn, notices = draw_samples(recipe, model)
+    seconds = opened - start, time.perf_counter() - opened
     if recipe.is_judged:
         check_judges(drawn)
+    for samples in filter(len, (drawn.calibration, drawn.heldout)):
+        ranks.mine(len(samples))  # or InputError
     if (recipe.iters > 1 or recipe.rules) and model.kind.positional:
         _ = model.head  # or InputError
-    return Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, asked, model)])
+    return Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, asked, model)], *seconds)
 
 
 def suited(recipe: Recipe, kind: Kind) -> Recipe:
@@ -111,7 +164,7 @@ def check_judges(drawn: Draw) -> None:
         )
 
 
-def open_model(recipe: Recipe, token: str | None = None) -> Model:
+def open_model(recipe: Recipe, token: str | None = None, ranks: Ranks = ALONE) -> Model:
     """The recipe's model on the recipe's device."""
     part = recipe.model
     return load(
@@ -124,6 +177,7 @@ def open_model(recipe: Recipe, token: str | None = None) -> Model:
         skip=recipe.skip,
         depthwise=part.depthwise,
         trust_remote_code=part.trust_remote_code,
+        ranks=ranks,
     )
 
 
@@ -159,17 +213,42 @@ def default_dataset(recipe: Recipe, model: Model) -> str:
     return model.kind.dataset
 
 
-def make_streams(plan: Plan) -> Streams:
-    """The calibration batches, in the pruned model alone or in the dense one too."""
-    recipe, size, model = plan.recipe, plan.batch_size, plan.model
-    if recipe.matching.passes:  # every step of a pass has a batch of its own
-        size = min(size, max(1, len(plan.draw.calibration) // recipe.matching.steps))
-    parts = model.batches(plan.draw.calibration, size)
-    if recipe.target == "own" and not recipe.matching.passes:
-        return OneStream(parts, recipe.engine.true_sequential)
-    judges = model.batches(plan.draw.heldout, size)
+def make_streams(plan: Plan, batches: int | None = None) -> Streams:
+    """The calibration batches (or so many of the first), in the pruned model alone or in the dense one too."""
+    recipe, size, model, draw = plan.recipe, plan.stream_size, plan.model, plan.draw
+    parts = model.shared(_first(draw.calibration, batches and batches * size), size)
+    if not plan.has_two_streams:
+        return OneStream(parts, recipe.engine.true_sequential, model.ranks)
+    share = len(draw.heldout) / len(draw.calibration)
+    judges = model.shared(_first(draw.heldout, batches and math.ceil(share * batches) * size), size)
     most = recipe.correction or 0.0 if recipe.target != "own" else 0.0
-    return TwoStreams(parts, judges, recipe.solver.get("damping", 0.01), recipe.target == "stream", most)
+    return TwoStreams(parts, judges, recipe.solver.get("damping", 0.01), recipe.target == "stream", most, model.ranks)
+
+
+def _first(samples: Samples, count: int | None) -> Samples:
+    return samples if count is None else samples.take(range(min(count, len(samples))))
+
+
+def make_tasks(plan: Plan) -> tuple[list[Task], list[str]]:
+    """The tasks to evaluate, and notices of default ones that cannot be had. Raises InputError for an asked one."""
+    asked = plan.recipe.evaluation
+    if asked == ["none"]:
+        return [], []
+    setting = Setting(plan.model, plan.recipe.data.seqlen, lambda: kept_apart(plan.recipe, plan.draw))
+    if asked:
+        return [make_task(name, setting) for name in asked], []
+    tasks, notices = [], []
+    for name in plan.model.kind.tasks:
+        try:
+            tasks.append(make_task(name, setting))
+        except InputError as error:
+            notices.append(f"evaluation on {name} is left out: {error}")
+    return tasks, notices
+
+
+def kept_apart(recipe: Recipe, draw: Draw) -> tuple[Samples, str]:
+    """The held-out samples, and how they came about."""
+    return draw.heldout, f"kept apart from the calibration data, seed {recipe.seed}"
 
 
 def bytes_needed(plan: Plan) -> int:
@@ -180,11 +259,17 @@ def bytes_needed(plan: Plan) -> int:
     return (1 + trials) * plan.model.checkpoint.bytes + rounds
 
 
+WHERE = (("rounds", "memory"), ("engine", "activations"))
+"""Settings that say where something lives and change no byte of the result."""
+
+
 def run_facts(plan: Plan) -> dict[str, Any]:
     """What must not change for a run to be continued: all that decides its bytes."""
+    tree = {key: value for key, value in plan.recipe.tree().items() if key != "evaluation"}
+    for part, name in WHERE:
+        tree[part] = {key: value for key, value in tree[part].items() if key != name}
     return {
-        **{key: value for key, value in plan.recipe.tree().items() if key not in ("evaluation", "rounds")},
-        "rounds": {key: value for key, value in plan.recipe.tree()["rounds"].items() if key != "memory"},
+        **tree,
         **machine_facts(plan.model),
         "calibration_sha256": plan.draw.facts["sha256"],
         "rounds_sha256": [samples.content_hash() for samples in plan.draw.further],
@@ -199,21 +284,8 @@ def machine_facts(model: Model) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "python": platform.python_version(),
-        "device": str(model.device),
+        "device": model.device.type,  # any of them, and any number
         "dtype": str(model.dtype),
+        "config": sha256((model.checkpoint.directory / CONFIG).read_bytes()).hexdigest(),
         "checkpoint": model.checkpoint.fingerprint(),
-    }
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values, for machines."""
-    return {
-        "recipe": plan.recipe.tree(),
-        "matrices": [
-            {"name": m.name, "shape": m.shape, "zeros": plan.patterns[m.name].pruned(*m.shape)}
-            for m in plan.model.matrices
-        ],
-        "skipped": plan.model.skipped,
-        "data": plan.draw.facts,
-        "notices": plan.notices,
     }

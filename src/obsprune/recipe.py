@@ -17,6 +17,7 @@ from obsprune.engine.matching import Matching
 from obsprune.engine.place import MEMORIES
 from obsprune.engine.steps import Local, Newton, Step
 from obsprune.errors import InputError, nearest
+from obsprune.models.activations import ACTIVATIONS
 from obsprune.recipe_parts import AllocationPart, DataPart, EnginePart, ExpertsPart, MatchingPart, ModelPart, RoundsPart
 from obsprune.solvers import build, options
 from obsprune.solvers.base import AnySolver
@@ -175,6 +176,10 @@ def _check_numbers(recipe: Recipe) -> None:
     ):
         if not least <= value < 2**63:
             raise InputError(f"{name} {value}: a number from {least} to 2^63 - 1 is expected")
+    if recipe.engine.activations not in ACTIVATIONS:
+        raise InputError(
+            f"--activations {recipe.engine.activations}; {nearest(recipe.engine.activations, ACTIVATIONS)}"
+        )
     size = recipe.engine.batch_size
     if size != "auto" and not (isinstance(size, int) and size > 0):
         raise InputError(f"--batch-size {size}: a positive number or 'auto' is expected")

@@ -35,13 +35,16 @@ class DataPart:
 @dataclass(frozen=True)
 class EnginePart:
     """How the work is carried out. batch_size: samples in one forward, or `auto`; true_sequential: measure again after
-    each group of matrices; reestimate_norms: new statistics for the batch norms of each pruned block.
+    each group of matrices; reestimate_norms: new statistics for the batch norms of each pruned block; activations:
+    where those of waiting batches live: `device`, `host`, `disk` (of the output), or `auto`, the first of them where
+    half of what is free suffices.
     """
 
     device: str = "auto"
     batch_size: int | str = "auto"
     true_sequential: bool = False
     reestimate_norms: bool = False
+    activations: str = "auto"
 
 
 @dataclass(frozen=True)

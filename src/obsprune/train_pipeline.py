@@ -19,6 +19,7 @@ from obsprune.models.samples import Batch
 from obsprune.pipeline import evaluate, evaluate_result, plan_tasks
 from obsprune.plan import Plan, draw_samples, machine_facts, open_model, uniform_patterns
 from obsprune.progress import Progress
+from obsprune.report.memory import MemoryWatch
 from obsprune.report.report import build_training_report, write_report
 from obsprune.training_recipe import TrainingRecipe
 
@@ -103,6 +104,19 @@ def train_prune(
     An unfinished run of the same recipe in `output` is continued after its last whole step. Raises InputError before
     anything is written.
     """
+    with MemoryWatch() as memory:
+        return _train_prune(recipe, output, progress, force, token, command, memory)
+
+
+def _train_prune(
+    recipe: TrainingRecipe,
+    output: Path,
+    progress: Progress,
+    force: bool,
+    token: str | None,
+    command: str,
+    memory: MemoryWatch,
+) -> dict[str, Any]:
     begin = time.perf_counter()
     run = RunDir.open(output, locate(recipe.model.name, recipe.model.revision, token), force)
     plan = make_training_plan(recipe, token)
@@ -122,7 +136,9 @@ def train_prune(
     run.finish(plan.model.checkpoint, plan.model.rest)
     evaluate_result(recipe.like, tasks, run, progress)
     seconds = time.perf_counter() - begin
-    report = build_training_report(run, recipe.tree(), plan.model, facts, plan.common.notices, seconds, command)
+    report = build_training_report(
+        run, recipe.tree(), plan.model, facts, plan.common.notices, seconds, command, memory.peak
+    )
     write_report(run, report)
     run.record("end")
     return report

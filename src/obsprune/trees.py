@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -15,20 +15,49 @@ import yaml
 from obsprune.errors import InputError, nearest
 
 Tree = dict[str, Any]
+LONGEST = 2**20
+"""Bytes of a recipe."""
+DEEPEST = 50
+"""Lists and mappings inside one another."""
 EXPONENT = re.compile(r"[+-]?\d+e[+-]?\d+", re.IGNORECASE)
 
 
 def read_recipe(path: Path) -> Tree:
     """The tree of a YAML file. Raises InputError when there is no such file or it is no mapping."""
-    if not path.is_file():
-        raise InputError(f"there is no recipe {path}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not path.is_file():
+            raise InputError(f"there is no recipe {path}")
+        if path.stat().st_size > LONGEST:
+            raise InputError(f"{path} is no recipe: it has {path.stat().st_size:,} bytes, more than {LONGEST:,}")
+        tree = _values(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no recipe: a mapping such as 'sparsity: 0.5' is expected")
     return tree
+
+
+def _values(text: str) -> Any:
+    """The plain values of a YAML text: no objects, and nothing by reference, which can make a small text an endless
+    tree. Raises ValueError.
+    """
+    try:
+        _check_events(yaml.parse(text, yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except Exception as error:  # the values of its tags (dates, numbers, sets) fail in many ways
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _check_events(events: Iterable[yaml.Event]) -> None:
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"the alias *{event.anchor}; write the value out")
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def parse_setting(text: str) -> Tree:
@@ -37,9 +66,9 @@ def parse_setting(text: str) -> Tree:
     if not equals or not all(path.split(".")):
         raise InputError(f"--set {text}: expected KEY=VALUE, such as solver.damping=0.02")
     try:
-        tree = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text}: the value is not YAML") from error
+        tree = _values(value)
+    except ValueError as error:
+        raise InputError(f"--set {text}: the value is not YAML ({error})") from error
     if EXPONENT.fullmatch(value):
         tree = float(value)  # YAML 1.1 takes 1e-8, which has no point, for a word
     for name in reversed(path.split(".")):

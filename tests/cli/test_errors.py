@@ -13,6 +13,8 @@ from driver import Cli
 from safetensors.torch import load_file, save_file
 from zoo import Zoo
 
+from obsprune.errors import first_line, printable, redacted
+
 SMALL = ("--nsamples", "4", "--eval", "none")
 
 
@@ -194,3 +196,118 @@ def test_bad_recipes(cli: Cli, tmp_path: Path, text: str, says: list[str]) -> No
 def test_token_files_without_rows(cli: Cli, tmp_path: Path, shape: tuple[int, ...]) -> None:
     save_file({"input_ids": torch.zeros(shape, dtype=torch.long)}, tmp_path / "t.safetensors")
     refused(cli, "prune", "demo", "--dataset", "t.safetensors", says=["not integer ids [n, seqlen]"])
+
+
+SECRET = "hf_" + "Ab3" * 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"401 for {SECRET}",
+        f"https://{SECRET}@huggingface.co/x",
+        "https://user:Ab3Ab3@host/x.txt is not there",
+        "https://user:p:Ab3Ab3@host/x",
+        "Ab3user:Ab3Ab3@host",
+        "https://host/x?token=Ab3Ab3&y=1",
+        "https://host/x?y=1&X-Amz-Signature=Ab3Ab3&X-Amz-Credential=Ab3%2F1",
+        "https://host/x?sig=Ab3Ab3 (403)",
+        "https://host/x?Policy=Ab3&Key-Pair-Id=Ab3&y=1",
+        "https://host/x?access_token=Ab3Ab3#key=Ab3",
+        "Illegal header value b'Bearer Ab3Ab3Ab3Ab3'",
+        "{'Authorization': 'Basic Ab3Ab3Ab3=='}",
+        "headers: authorization: Bearer Ab3Ab3Ab3Ab3",
+        "of the environment: Ab3Ab3-of-the-environment",
+    ],
+)
+def test_secrets_are_redacted(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", "Ab3Ab3-of-the-environment")
+    assert "Ab3" not in redacted(text) and "***" in redacted(text)
+    assert "Ab3" not in first_line(RuntimeError(f"{text}\nmore"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "give --token or set HF_TOKEN",
+        "a private one needs --token",
+        "model.layers.0.self_attn.key: [3, 4]",
+        "https://huggingface.co/docs/hub?page=2&sort=likes#usage",
+        "solver.damping=0.02; tokens 3",
+        "/tmp/a@b:c/d key=value",
+        "did you mean text=FILE or mmlu=PATH",
+        "bearer of news",
+    ],
+)
+def test_all_else_stays(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", "m")  # too short to be one
+    assert redacted(text) == text
+
+
+def test_what_a_terminal_would_obey_is_spelt_out() -> None:
+    assert printable("a\x1b[31mb\nc\r\u202ed\ud800e\x9b\x00") == r"a\x1b[31mb\nc\r\u202ed\ud800e\x9b\x00"
+    assert printable("plain, 中文 é × 🙂 [bold]") == "plain, 中文 é × 🙂 [bold]"
+
+
+def test_a_reason_on_the_second_line_is_told() -> None:
+    assert first_line(ValueError("Validation error for 'x':\n    expected int\nmore")) == (
+        "Validation error for 'x': expected int"
+    )
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(KeyError()) == "KeyError"
+
+
+def test_secrets_of_the_command_line_are_not_told(cli: Cli) -> None:
+    for words in (
+        ("--dataset", f"https://me:{SECRET}@host/text.txt"),
+        ("--dataset", "https://host/text.txt?token=Ab3Ab3"),
+        ("--eval", "text=https://host/text.txt?sig=Ab3Ab3"),
+        ("--set", f"seed={SECRET}"),
+        ("--config", f"{SECRET}.yaml"),
+    ):
+        assert "Ab3" not in cli("prune", "demo", *words).output
+    for model in (f"https://me:{SECRET}@host/model", f"someone/{SECRET}", "me:Ab3Ab3@host"):
+        assert "Ab3" not in cli("prune", model, "--token", SECRET).output
+        assert "Ab3" not in cli("inspect", model, f"--token={SECRET}").output
+
+
+def test_secrets_do_not_reach_a_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBSPRUNE_DEBUG", "1")
+    result = cli("prune", "demo", "--dataset", f"https://me:{SECRET}@host/text.txt")
+    assert "Traceback" in result.stderr and "Ab3" not in result.output
+
+
+@pytest.mark.parametrize("words", [("--token", SECRET), (f"--token={SECRET}",)])
+def test_secrets_do_not_reach_a_result(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    asked = ("prune", "demo", *SMALL, "--seqlen", "8", "--solver", "magnitude", "-o", "out", *words)
+    monkeypatch.setattr("sys.argv", ["obsprune", *asked])
+    result = cli(*asked)
+    assert result.exit_code == 0 and "Ab3" not in result.output
+    made = [path for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".jsonl", ".yaml")]
+    assert len(made) > 5 and not [path.name for path in made if "Ab3" in path.read_text()]
+
+
+def test_names_of_a_checkpoint_do_not_steer_the_terminal(cli: Cli, tmp_path: Path) -> None:
+    model = demo_copy(tmp_path / "model")
+    stored = load_file(model / "model.safetensors") | {"\x1b]0;owned\x07\x1b[2J": torch.ones(2, 2)}
+    save_file(stored, model / "model.safetensors", metadata={"format": "pt"})
+    result = cli("inspect", "model")
+    assert result.exit_code == 0 and r"\x1b]0;owned\x07" in result.output
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["\x1b[2J\n\u202e"]}))
+    refused(cli, "inspect", "model", says=[r"\x1b[2J\n\u202e"])
+
+
+def test_long_values_are_told_in_part(cli: Cli) -> None:
+    assert len(cli("prune", "demo", "--set", f"seed={'x' * 100_000}").stderr) < 2000
+
+
+def test_names_that_no_file_can_have(cli: Cli) -> None:
+    name = "x" * 5000
+    for words in (("prune", name), ("prune", f"./{name}"), ("inspect", name), ("prune", "demo", "--config", name)):
+        refused(cli, *words, says=["xxx"])
+    for data in (name, f"{name}.txt", f"imagenet={name}", f"{name}.safetensors:x"):
+        refused(cli, "prune", "demo", "--dataset", data, says=[""])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from obsprune.core.linalg import damped, layer_loss
-from obsprune.core.targets import MOST, best_share, correction
+from obsprune.core.targets import MOST, best_share, correction, gain_and_cost
 
 
 def problem(drift: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,10 +65,10 @@ def test_the_best_share_is_where_the_error_is_least() -> None:
             errors[index] += ((W_RC + (index / 2000 - 0.5) * M_RC) @ X_CT - T_RT).square().sum()
     best = int(errors.argmin()) / 2000 - 0.5
     assert 0 < best < MOST
-    assert best_share(layers) == pytest.approx(best, abs=1e-3)
-    assert best_share(layers, best / 2) == best / 2
-    assert best_share([(-M_RC, D_RC, H_CC) for M_RC, D_RC, H_CC in layers]) == 0
-    assert best_share([(0 * M_RC, D_RC, H_CC) for M_RC, D_RC, H_CC in layers]) == 0
+    assert best_share(*gain_and_cost(layers)) == pytest.approx(best, abs=1e-3)
+    assert best_share(*gain_and_cost(layers), best / 2) == best / 2
+    assert best_share(*gain_and_cost([(-M_RC, D_RC, H_CC) for M_RC, D_RC, H_CC in layers])) == 0
+    assert best_share(*gain_and_cost([(0 * M_RC, D_RC, H_CC) for M_RC, D_RC, H_CC in layers])) == 0
 
 
 def test_dead_inputs_keep_the_weight() -> None:

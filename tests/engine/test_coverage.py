@@ -22,6 +22,7 @@ from obsprune.models.experts import ExpertMatrix
 from obsprune.models.load import load
 from obsprune.models.walk import Walk
 from obsprune.progress import Silent
+from obsprune.ranks import ALONE
 from obsprune.solvers import SOLVERS, build
 
 Batches = list[dict[str, Tensor]]
@@ -103,7 +104,7 @@ def test_counting_runs_no_expert(zoo: Zoo) -> None:
         with block.loaded(model.device):
             activated: list[Any] = []
             block.experts[0].module.act_fn.register_forward_hook(lambda *_: activated.append(1))
-            facts = Coverage(fewest=10**6).measure(stop, stop.keys, block)
+            facts = Coverage(fewest=10**6).measure(stop, stop.keys, block, ALONE)
             assert not activated and facts[0]["starved"] == list(range(6))
             stop.run(0)
             assert activated
@@ -211,8 +212,8 @@ def test_few_experts_at_a_time_change_no_bit(
 def test_a_group_never_waits_for_memory_that_will_not_come(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams_module, "free_bytes", lambda device: 0)
     groups = [[matrix] for matrix in load(str(zoo("mixtral"))).matrices]
-    assert streams_module.few_at_a_time(groups, 1) == [[group] for group in groups]
-    assert streams_module.few_at_a_time([], 1) == []
+    assert streams_module.few_at_a_time(groups, 1, ALONE) == [[group] for group in groups]
+    assert streams_module.few_at_a_time([], 1, ALONE) == []
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

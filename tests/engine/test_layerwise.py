@@ -14,15 +14,17 @@ from zoo import ZOO, Zoo, reference, token_batches
 
 from obsprune.core.patterns import Unstructured
 from obsprune.core.statistics import Gram
+from obsprune.engine.dealing import Deal
 from obsprune.engine.inputs import measure, shared_inputs
-from obsprune.engine.layerwise import Projection, prune_blocks, solve_group
+from obsprune.engine.layerwise import Projection, prune_blocks, solve
 from obsprune.engine.rundir import RunDir
-from obsprune.engine.streams import Measured, OneStream
+from obsprune.engine.streams import Measured, OneStream, Stage
 from obsprune.errors import InputError
 from obsprune.models.load import load
 from obsprune.models.matrices import LinearMatrix, Matrix
 from obsprune.models.walk import Stop, Walk
 from obsprune.progress import Silent
+from obsprune.ranks import ALONE
 from obsprune.solvers import build
 
 
@@ -55,7 +57,7 @@ def test_grams_of_the_dense_model(zoo: Zoo, family: str) -> None:
         for stop in walk:
             block = model.blocks[stop.index]
             with block.loaded(model.device):
-                for gram, group in measure(stop, shared_inputs(stop, block.matrices)):
+                for gram, group in measure(stop, shared_inputs(stop, block.matrices), ALONE):
                     assert gram.count == 3 * 2 * 24
                     for matrix in group:
                         torch.testing.assert_close(gram.H_CC.double(), expected.pop(matrix.name), rtol=1e-5, atol=1e-4)
@@ -177,7 +179,7 @@ def test_sharing_that_breaks_later_is_measured_apart() -> None:
         found = matrices(model, "a", "b")
         groups = shared_inputs(stop, found)
         assert groups == [found]  # on the first batch it looks shared
-        (of_a, _), (of_b, _) = measure(stop, groups)
+        (of_a, _), (of_b, _) = measure(stop, groups, ALONE)
         inputs = [call[1][0] if call[1] else call[2]["x"] for call in stop._walk.calls.values()]
         x = torch.cat([inputs[0], inputs[1], inputs[2]])
         y = torch.cat([inputs[0], 2 * inputs[1], inputs[2]])
@@ -194,6 +196,7 @@ def test_a_layer_that_is_never_called_is_named() -> None:
 
 
 def test_infinite_inputs_are_named() -> None:
-    gram = Gram.of(torch.full((4, 4), torch.inf), 10, "model.layers.7.fc1")
+    gram, found = Gram.of(torch.full((4, 4), torch.inf), 10, "model.layers.7.fc1"), matrices(Model(), "a")
+    stage = Stage([Measured(gram, found)], Deal.of(found, ALONE))
     with pytest.raises(InputError, match=r"model\.layers\.7\.fc1 are not finite"):
-        list(solve_group(Measured(gram, []), Projection(build("sparsegpt", {}), {})))
+        solve(stage, Projection(build("sparsegpt", {}), {}), lambda result: None)

@@ -21,6 +21,7 @@ from obsprune.models.load import load
 from obsprune.models.walk import Stop, Walk
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
+from obsprune.ranks import ALONE
 from obsprune.recipe import make_recipe
 
 
@@ -86,7 +87,7 @@ def test_as_by_hand(zoo: Zoo, family: str) -> None:
         plain = copy.deepcopy(block.module)
         plain.forward = type(plain).forward.__get__(plain)  # without the walk's meeting
         errors = by_hand(plain, calls, goals, 2, 0.02)
-        found = Matching(2, 0.02)(stop, block, goals, lambda text: None)
+        found = Matching(2, 0.02)(stop, block, goals, ALONE, lambda text: None)
         assert (found.before, found.passes) == (pytest.approx(errors[0], rel=1e-5), 2)
         assert found.after == pytest.approx(min(errors), rel=1e-3)
         assert found.after < found.before
@@ -98,7 +99,7 @@ def test_as_by_hand(zoo: Zoo, family: str) -> None:
 def test_nothing_is_kept_of_a_rate_that_is_too_high(zoo: Zoo) -> None:
     with at_first_block(zoo("llama"), 2, 2) as (stop, block, goals, _):
         before = {name: parameter.detach().clone() for name, parameter in block.module.named_parameters()}
-        found = Matching(9, 100.0)(stop, block, goals, lambda text: None)
+        found = Matching(9, 100.0)(stop, block, goals, ALONE, lambda text: None)
         assert found == Matched(found.before, found.before, 0, PATIENCE)
         for name, parameter in block.module.named_parameters():
             assert torch.equal(parameter, before[name])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from obsprune.engine.norms import Renorm, batch_norms
 from obsprune.models.walk import Walk
+from obsprune.ranks import ALONE
 
 
 class Block(nn.Module):
@@ -72,7 +73,7 @@ def test_mean_and_variance_behind_every_norm_are_the_dense_ones(folded: bool) ->
     dense = [leaving(made, norm) for norm in norms]
     with Walk(made, [made.block], batches()) as walk:
         for stop in walk:
-            renorm = Renorm.of(stop, stop.keys)
+            renorm = Renorm.of(stop, stop.keys, ALONE)
             for conv in (made.block.first, made.block.second):
                 conv.weight.data[:, : conv.in_channels // 2] = 0
             broken = [leaving(made, norm) for norm in norms]
@@ -92,7 +93,7 @@ def test_nothing_moves_where_nothing_was_pruned_and_dead_channels_stay() -> None
     state = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     with Walk(made, [made.block], batches()) as walk:
         for stop in walk:
-            Renorm.of(stop, stop.keys).apply(stop)
+            Renorm.of(stop, stop.keys, ALONE).apply(stop)
             stop.hand_on()
     after: dict[str, Any] = made.state_dict()
     assert all(torch.allclose(after[name], tensor, rtol=1e-6, atol=1e-7) for name, tensor in state.items())

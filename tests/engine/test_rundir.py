@@ -84,6 +84,11 @@ def test_a_block_without_its_shard_is_not_done(tmp_path: Path) -> None:
     assert started(tmp_path / "out").committed("layers.0") is None
 
 
+def test_the_disk_it_goes_to_is_known_before_it_is_there(tmp_path: Path) -> None:
+    assert RunDir.open(tmp_path / "a/b/out", Path("source")).disk == tmp_path
+    assert started(tmp_path / "out").disk == tmp_path / "out"
+
+
 def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(999))
     with pytest.raises(InputError, match="GB free"):

@@ -100,8 +100,8 @@ def test_the_dense_stream_is_the_dense_model(zoo: Zoo, family: str) -> None:
         for stop in walk:
             block = model.blocks[stop.index]
             with block.loaded(model.device):
-                for measured in streams.measured(stop, block.matrices):
-                    for matrix in measured.group:
+                for stage in streams.stages(stop, block.matrices):
+                    for matrix in (matrix for measured in stage.measured for matrix in measured.group):
                         matrix.write(torch.zeros(matrix.shape))
                 stop.hand_on(streams.sparse)
     for key, batch in enumerate(batches):

@@ -23,6 +23,7 @@ from obsprune.evaluate.task import Scored
 from obsprune.models import pixels
 from obsprune.models.images import Labels, load_processor, open_images
 from obsprune.progress import Silent
+from obsprune.ranks import ALONE
 
 COUNT = 75
 CLASSES = 12
@@ -48,7 +49,7 @@ class Standin:
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         self.network, self.dtype, self.device = network.to(dtype).eval(), dtype, torch.device("cpu")
-        self.open = False
+        self.open, self.ranks = False, ALONE
 
     @contextmanager
     def loaded(self) -> Iterator[None]:

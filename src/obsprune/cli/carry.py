@@ -13,18 +13,18 @@ from typing import Any
 import typer
 
 from obsprune.cli.console import Watch, err
-from obsprune.errors import InputError
+from obsprune.errors import InputError, redacted
 
 OUT = Path("obsprune-out")
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A command. plan: from recipe and token; describe, plan_tables: a plan for a machine, for a person; run: from
-    recipe, output, watch, force, token and command line to the report; tables: of a report.
+    """A command. plan: from recipe, output, watch and token; describe, plan_tables: a plan for a machine, for a
+    person; run: from recipe, output, watch, force, token and command line to the report; tables: of a report.
     """
 
-    plan: Callable[[Any, str | None], Any]
+    plan: Callable[..., Any]
     describe: Callable[[Any], dict[str, Any]]
     plan_tables: Callable[[Any], list[Any]]
     run: Callable[..., dict[str, Any]]
@@ -33,7 +33,9 @@ class Verb:
 
 @dataclass(frozen=True)
 class Way:
-    """How a command was asked to work, beside its recipe."""
+    """How a command was asked to work, beside its recipe. trusts: the user lets the checkpoint's code run, whatever the
+    recipe says; speaks: whether this process is the one that tells.
+    """
 
     output: Path | None
     token: str | None
@@ -41,22 +43,27 @@ class Way:
     force: bool
     as_json: bool
     quiet: bool
+    trusts: bool
+    speaks: bool = True
 
 
 def carry_out(verb: Verb, recipe: Any, way: Way) -> None:
     """The plan, or the run with its tables on stderr and the path of its result on stdout. Raises InputError."""
     if not recipe.model.name:
         raise InputError("no model given: name a directory or a Hugging Face id (prune also takes 'demo')")
-    if way.dry_run:
-        plan = verb.plan(recipe, way.token)
-        _show(verb.plan_tables(plan), verb.describe(plan), way.as_json)
-        return
+    if recipe.model.trust_remote_code and not way.trusts:
+        raise InputError(f"the recipe wants code that comes with {recipe.model.name} to run: add --trust-remote-code")
     output = way.output or OUT / f"{Path(recipe.model.name).resolve().name}-{recipe.label}"
+    if way.dry_run:
+        with Watch(way.quiet or way.as_json or not way.speaks) as watch:
+            plan = verb.plan(recipe, output, watch, way.token)
+        _show(verb.plan_tables(plan), verb.describe(plan), way)
+        return
     command = shlex.join(["obsprune", *_without_token(sys.argv[1:])])
-    with Watch(way.quiet or way.as_json) as watch:
+    with Watch(way.quiet or way.as_json or not way.speaks) as watch:
         report = verb.run(recipe, output, watch, way.force, way.token, command)
-    _show([] if way.quiet else verb.tables(report), report, way.as_json)
-    if not way.as_json:
+    _show([] if way.quiet else verb.tables(report), report, way)
+    if way.speaks and not way.as_json:
         typer.echo(report["output"])
 
 
@@ -68,13 +75,13 @@ def given(**values: Any) -> dict[str, Any]:
 def _without_token(words: list[str]) -> list[str]:
     """The command line for the report, without a secret in it."""
     hidden = [index + 1 for index, word in enumerate(words) if word == "--token"]
-    return ["***" if index in hidden or word.startswith("--token=") else word for index, word in enumerate(words)]
+    told = ("--token=***" if word.startswith("--token=") else word for word in words)
+    return ["***" if index in hidden else redacted(word) for index, word in enumerate(told)]
 
 
-def _show(tables: list[Any], machine: dict[str, Any], as_json: bool) -> None:
+def _show(tables: list[Any], machine: dict[str, Any], way: Way) -> None:
     """The result, for a person or for a machine."""
-    if as_json:
+    if way.speaks and way.as_json:
         typer.echo(json.dumps(machine, indent=1))
-    else:
-        for table in tables:
-            err.print(table)
+    for table in tables if way.speaks and not way.as_json else []:
+        err.print(table)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from obsprune.errors import InputError, NotPositiveDefinite, ObspruneError, OutputError, WalkMismatch
+from obsprune.errors import InputError, NotPositiveDefinite, ObspruneError, OutputError, WalkMismatch, printable
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as schedulers send it before they kill."""
+
 
 EXIT_CODES: dict[type[BaseException], int] = {
     InputError: 2,
@@ -23,9 +30,12 @@ EXIT_CODES: dict[type[BaseException], int] = {
     NotPositiveDefinite: 2,
     WalkMismatch: 1,
     ObspruneError: 1,
+    Terminated: 143,
     KeyboardInterrupt: 130,
 }
 """2 is what the user can mend."""
+LONGEST = 1500
+"""Characters of a message."""
 PLAIN_SECONDS = 5.0
 """Without a terminal, one line of progress at most so often."""
 
@@ -35,24 +45,51 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def quiet_libraries() -> None:
     """Other libraries' chatter stays out of our logs; called before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs of damaged files, its errors say too
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not os.environ.get("OBSPRUNE_DEBUG"):
         warnings.filterwarnings("ignore")
 
 
+def safe(text: str) -> str:
+    """Of a text that may hold anything: no secrets, no language of terminals, no markup."""
+    return escape(printable(text))
+
+
+def shortened(message: str) -> str:
+    """Without the middle where it is very long: a message may quote a value of any length."""
+    left, right = message[: 2 * LONGEST // 3], message[-LONGEST // 3 :]
+    return message if len(message) <= LONGEST else f"{left} … {right}"
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
     """Turns expected errors into one sentence on stderr and their exit code; OBSPRUNE_DEBUG=1 shows the traceback."""
+    former = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except tuple(EXIT_CODES) as error:
         if os.environ.get("OBSPRUNE_DEBUG"):
-            err.print_exception()
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                err.print(safe(line))
         code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-        message = "stopped; repeat the same command to go on" if code == 130 else str(error)
-        err.print(f"[bold red]error:[/] {escape(message)}")
+        message = "stopped; repeat the same command to go on" if code > 128 else str(error)
+        if not _told_elsewhere(error):
+            err.print(f"[bold red]error:[/] {escape(shortened(printable(message)))}")
         sys.exit(code)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
+
+
+def _told_elsewhere(error: BaseException) -> bool:
+    """Of several processes with the same error the first one tells it."""
+    everywhere = isinstance(error, KeyboardInterrupt) or getattr(error, "shared", False)
+    return everywhere and os.environ.get("RANK", "0") != "0"
 
 
 class Watch:
@@ -81,7 +118,7 @@ class Watch:
         if self.live:
             for task in self.bars.task_ids:
                 self.bars.remove_task(task)
-            self.bars.add_task(escape(title), total=total, text="")
+            self.bars.add_task(safe(title), total=total, text="")
 
     def step(self, text: str = "") -> None:
         """Moves the bar; a block's summary stays on the screen."""
@@ -94,7 +131,7 @@ class Watch:
     def detail(self, text: str) -> None:
         """Shows what is being worked on, beside the bar."""
         if self.live:
-            self.bars.update(self.bars.task_ids[-1], text=escape(text))
+            self.bars.update(self.bars.task_ids[-1], text=safe(text))
 
     def notice(self, text: str) -> None:
         """A line that stays."""
@@ -113,5 +150,5 @@ class Watch:
         now = time.monotonic()
         due = always or self.live or self.done == self.total or now - self.said >= PLAIN_SECONDS or self.done == 1
         if not self.quiet and due:
-            err.print(escape(text))
+            err.print(safe(text))
             self.said = now

@@ -34,17 +34,16 @@ def evaluate(
     if model is None:
         model = str(newest_result())
         err.print(f"evaluating the newest result, {model}")
+    from obsprune.engine.distributed import processes
     from obsprune.pipeline import evaluate_checkpoint
 
-    with Watch(quiet or json_) as watch:
+    with processes() as ranks, Watch(quiet or json_ or not ranks.first) as watch:
         scores = evaluate_checkpoint(
             model, task or [], watch, compare, limit, seqlen=seqlen, num_fewshot=num_fewshot, dtype=dtype or "auto",
-            device=device or "auto", revision=revision, token=token, trust_remote_code=trust_remote_code,
+            device=device or "auto", revision=revision, token=token, trust_remote_code=trust_remote_code, ranks=ranks,
         )  # fmt: skip
-    if json_:
-        typer.echo(json.dumps(scores, indent=1))
-    else:
-        typer.echo(eval_table(scores))
+    if ranks.first:
+        typer.echo(json.dumps(scores, indent=1) if json_ else eval_table(scores))
 
 
 def newest_result() -> Path:

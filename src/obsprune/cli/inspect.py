@@ -28,13 +28,18 @@ def inspect(
     """Show what became of every matrix of a result, or what would be pruned of a checkpoint; no weight is read."""
     quiet_libraries()
     from obsprune.engine.rundir import JOURNAL, REPORT
+    from obsprune.errors import InputError, first_line
+    from obsprune.models.caution import is_file
     from obsprune.models.load import outline
     from obsprune.models.survey import survey
     from obsprune.pipeline import inspect_result
 
     directory = Path(model).expanduser()
-    if any((directory / name).is_file() for name in (REPORT, JOURNAL)):
-        show(inspect_result(directory), inspect_table, json_)
+    if any(is_file(directory / name) for name in (REPORT, JOURNAL)):
+        try:
+            show(inspect_result(directory), inspect_table, json_)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{directory / REPORT} is not as obsprune writes it ({first_line(error)})") from error
         return
     empty = outline(model, revision=revision, token=token, device="cpu", skip=skip, trust_remote_code=trust_remote_code)
     show(survey(empty), survey_table, json_)

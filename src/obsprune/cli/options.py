@@ -112,6 +112,13 @@ Nsamples = Annotated[int | None, Option(help="Calibration sequences or images. (
 Seqlen = Annotated[int | None, Option(help="Tokens a sequence. (default: 2048, at most the model's own maximum)")]
 Seed = Annotated[int | None, Option(help="Draws the samples; the same seed gives the same bytes. (default: 0)")]
 BatchSize = Annotated[str | None, Option(help="Samples in one forward, or auto. (default: auto)")]
+Activations = Annotated[
+    str | None,
+    Option(
+        help="Where those of waiting batches live: device, host, disk (of the output), or auto: the first with room. "
+        "(default: auto)"
+    ),
+]
 
 # Evaluation
 Eval = Annotated[

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from obsprune.cli import options
 from obsprune.cli.carry import Verb, Way, carry_out, given
 from obsprune.cli.console import quiet_libraries
-from obsprune.cli.tables import dry_run_tables, prune_tables
+from obsprune.cli.plan_tables import dry_run_tables
+from obsprune.cli.tables import prune_tables
 
 
 def prune(
@@ -23,6 +26,7 @@ def prune(
     dtype: options.Dtype = None,
     device: options.Device = None,
     batch_size: options.BatchSize = None,
+    activations: options.Activations = None,
     output_dir: options.OutputDir = None,
     config: options.Config = None,
     set_: options.Set = None,
@@ -39,16 +43,21 @@ def prune(
     """Prune a language model or an image classifier and write a sparse checkpoint."""
     quiet_libraries()
     from obsprune import pipeline
-    from obsprune.plan import describe, make_plan
+    from obsprune.engine.distributed import processes
+    from obsprune.outlook import describe, look_ahead
     from obsprune.presets import layered
-    from obsprune.recipe import make_recipe
+    from obsprune.recipe import Recipe, make_recipe
     from obsprune.trees import parse_setting, read_recipe
+
+    def asked() -> Recipe:
+        settings = [parse_setting(text) for text in set_ or []]
+        return make_recipe(*layered(preset, read_recipe(config) if config else {}, flags, *settings))
 
     flags = given(
         model=given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
         data=given(dataset=dataset, text_column=text_column, nsamples=nsamples, seqlen=seqlen),
         solver=given(name=solver),
-        engine=given(device=device, batch_size=_number(batch_size)),
+        engine=given(device=device, batch_size=_number(batch_size), activations=activations),
         sparsity=sparsity,
         pattern=pattern,
         iters=iters,
@@ -56,10 +65,11 @@ def prune(
         skip=skip,
         evaluation=eval_,
     )
-    settings = [parse_setting(text) for text in set_ or []]
-    recipe = make_recipe(*layered(preset, read_recipe(config) if config else {}, flags, *settings))
-    verb = Verb(make_plan, describe, dry_run_tables, pipeline.prune, prune_tables)
-    carry_out(verb, recipe, Way(output_dir, token, dry_run, force, json_, quiet))
+    with processes() as ranks:
+        plan, run = partial(look_ahead, ranks=ranks), partial(pipeline.prune, ranks=ranks)
+        verb = Verb(plan, describe, dry_run_tables, run, prune_tables)
+        way = Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code, ranks.first)
+        carry_out(verb, ranks.agree(asked), way)
 
 
 def _number(text: str | None) -> int | str | None:

@@ -79,6 +79,7 @@ def run(
     """Run an experiment and hold its numbers against those expected; exit code 1 when one differs."""
     quiet_libraries()
     from obsprune import presets
+    from obsprune.engine.distributed import alone
     from obsprune.errors import InputError
     from obsprune.studies import recipes
     from obsprune.studies.material import Material
@@ -86,6 +87,7 @@ def run(
 
     found: dict[str, Any] = {}
     with guarded():
+        alone("recipe run")
         if name in presets.names():
             raise InputError(f"{name} is a preset; obsprune prune MODEL --preset {name}")
         settings = (parse_setting(text.removeprefix("settings.")) for text in set_ or [])

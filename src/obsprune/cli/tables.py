@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from statistics import mean, median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from obsprune.errors import printable
 
 SAID = {"error": ".4f", "damping": "g", "seconds": ".2f"}
 """What a layer solver says of a matrix, and how it is written."""
@@ -27,7 +28,7 @@ def new_table(title: str, columns: list[str], left: int = 1) -> Table:
 
 def add_row(table: Table, *cells: Any) -> None:
     """One more row."""
-    table.add_row(*(Text(str(cell)) for cell in cells))  # Text: names from a model are never markup
+    table.add_row(*(Text(printable(str(cell))) for cell in cells))  # Text: names from a model are never markup
 
 
 def plain(*tables: Table) -> str:
@@ -130,7 +131,7 @@ def _facts_table(report: dict[str, Any]) -> Table:
 def _result_table(report: dict[str, Any], rows: list[tuple[str, str]]) -> Table:
     """What was reached, then what is the command's own, then memory and notes."""
     facts = new_table("result", ["", ""], left=2)
-    sparsity, memory = report["sparsity"], report["peak_memory_bytes"]
+    sparsity, memory = report["sparsity"], report["memory"]
     add_row(
         facts,
         "sparsity",
@@ -139,7 +140,11 @@ def _result_table(report: dict[str, Any], rows: list[tuple[str, str]]) -> Table:
     )
     for row in rows:
         add_row(facts, *row)
-    add_row(facts, "peak memory", ", ".join(f"{value / 1e9:.2f} GB {where}" for where, value in memory.items()))
+    add_row(
+        facts,
+        "peak memory",
+        ", ".join(f"{value / 1e9:.2f} GB {key.removesuffix('_bytes')}" for key, value in memory.items()),
+    )
     for warning in report["warnings"]:
         add_row(facts, "note", warning)
     return facts
@@ -189,68 +194,6 @@ def _coverage(layers: list[dict[str, Any]]) -> str:
     if starved:
         told += f"; {starved} saw fewer than {fewest:,} and were {layers[0]['fate']}"
     return told + (f"; {unseen} saw none and were pruned by magnitude" if unseen else "")
-
-
-def _method(recipe: Any) -> dict[str, str]:
-    """What will be done, one line a component."""
-    lines = {
-        "solver": ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in recipe.solver.items()),
-        "target": recipe.target,
-    }
-    if recipe.matching.passes:
-        lines["matching"] = f"{recipe.matching.passes} passes over each block at rate {recipe.matching.rate:g}"
-    if recipe.rules:
-        lines["allocation"] = f"uniform or {', '.join(recipe.rules)}, whichever is best on what is held out"
-    return lines
-
-
-def dry_run_tables(plan: Any) -> list[Table]:
-    """What would be pruned, what would not and why, and on how many tokens."""
-    zeros = "zeros, if uniform" if plan.recipe.rules else "zeros"
-    matrices = new_table("to prune", ["matrix", "rows", "columns", zeros])
-    told = ((m.alike, *m.shape, plan.patterns[m.name].pruned(*m.shape)) for m in plan.model.matrices)
-    for (name, rows, columns, pruned), count in Counter(told).items():
-        add_row(matrices, times(name, count), rows, columns, f"{pruned:,}")
-    method = new_table("method", ["", ""], left=2)
-    for key, value in _method(plan.recipe).items():
-        add_row(method, key, value)
-    facts = new_table("calibration", ["", ""], left=2)
-    for key, value in plan.draw.facts.items():
-        if key != "rounds":
-            add_row(facts, key, value)
-    if plan.recipe.iters > 1:
-        seen, unit = plan.draw.facts["rounds"]["seen"], plan.draw.facts["unit"]
-        add_row(facts, "rounds", f"{plan.recipe.iters}, on {seen} different {unit} together")
-    for notice in plan.notices:
-        add_row(facts, "note", notice)
-    return [matrices, _skipped_table(plan.model), method, facts]
-
-
-def _skipped_table(model: Any) -> Table:
-    skipped = new_table("stays dense", ["weight", "why"], left=2)
-    for name, why in model.skipped.items():
-        add_row(skipped, name, why)
-    return skipped
-
-
-def training_dry_run_tables(plan: Any) -> list[Table]:
-    """What would be pruned, what would not and why, how sparse after each step, and on how many images."""
-    matrices = new_table("to prune", ["matrix", "rows", "columns"])
-    for matrix in plan.model.matrices:
-        add_row(matrices, matrix.name, *matrix.shape)
-    part, course, data = plan.recipe.training, plan.course, plan.facts
-    by = part.method if part.curvature == "none" else f"{part.method}, curvature {part.curvature}"
-    updates = f"{data['updates']:,} in {len(course.sparsities)} x {part.epochs} epochs over {data['trained']:,} images"
-    method = new_table("course", ["", ""], left=2)
-    add_row(method, "method", by)
-    add_row(method, "sparsities", ", ".join(f"{sparsity:.4g}" for sparsity in course.sparsities))
-    add_row(method, "optimizer steps", f"{updates}, Adam from {part.lr:g} to 0 in each step")
-    facts = new_table("images", ["", ""], left=2)
-    for key, value in data.items():
-        add_row(facts, key, value)
-    for notice in plan.common.notices:
-        add_row(facts, "note", notice)
-    return [matrices, _skipped_table(plan.model), method, facts]
 
 
 def eval_table(scores: dict[str, Any]) -> str:

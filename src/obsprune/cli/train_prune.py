@@ -5,7 +5,8 @@ from __future__ import annotations
 from obsprune.cli import options
 from obsprune.cli.carry import Verb, Way, carry_out, given
 from obsprune.cli.console import quiet_libraries
-from obsprune.cli.tables import training_dry_run_tables, training_tables
+from obsprune.cli.plan_tables import training_dry_run_tables
+from obsprune.cli.tables import training_tables
 
 
 def train_prune(
@@ -38,9 +39,11 @@ def train_prune(
     """Prune an image classifier in steps, retrain it after each, and write a sparse checkpoint."""
     quiet_libraries()
     from obsprune import train_pipeline
+    from obsprune.engine.distributed import alone
     from obsprune.training_recipe import make_training
     from obsprune.trees import parse_setting, read_recipe
 
+    alone("train-prune")
     flags = given(
         model=given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
         data=given(dataset=dataset, nsamples=nsamples),
@@ -54,10 +57,10 @@ def train_prune(
     settings = [parse_setting(text) for text in set_ or []]
     recipe = make_training(read_recipe(config) if config else {}, flags, *settings)
     verb = Verb(
-        train_pipeline.make_training_plan,
+        lambda recipe, output, watch, token: train_pipeline.make_training_plan(recipe, token),
         train_pipeline.describe,
         training_dry_run_tables,
         train_pipeline.train_prune,
         training_tables,
     )
-    carry_out(verb, recipe, Way(output_dir, token, dry_run, force, json_, quiet))
+    carry_out(verb, recipe, Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code))

@@ -34,10 +34,15 @@ def correction(D_RC: Tensor, H_CC: Tensor, damping: float) -> Tensor:
     return torch.cholesky_solve(D_RC.T, L_CC).T
 
 
-def best_share(layers: Sequence[tuple[Tensor, Tensor, Tensor]], most: float = MOST) -> float:
-    """The share α in [0, most] for which W + αM is nearest to its goal, together for all (M, D, H) with D and H of
-    tokens that M does not come from: ‖(W + αM) X − T‖² = constant − 2α tr M Dᵀ + α² tr M H Mᵀ.
-    """
+def gain_and_cost(layers: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float]:
+    """(tr M Dᵀ, tr M H Mᵀ), summed over all (M, D, H) with D and H of tokens that M does not come from."""
     gain = sum(float((M_RC * D_RC).sum(dtype=torch.float64)) for M_RC, D_RC, _ in layers)
     cost = sum(float(((M_RC @ H_CC) * M_RC).sum(dtype=torch.float64)) for M_RC, _, H_CC in layers)
+    return gain, cost
+
+
+def best_share(gain: float, cost: float, most: float = MOST) -> float:
+    """The share α in [0, most] for which W + αM is nearest to its goal, by `gain_and_cost`:
+    ‖(W + αM) X − T‖² = constant − 2α tr M Dᵀ + α² tr M H Mᵀ.
+    """
     return min(max(gain / cost, 0.0), most) if cost > 0 else 0.0

@@ -11,12 +11,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 from obsprune.core import allocation as rules
 from obsprune.core.linalg import layer_loss
 from obsprune.core.patterns import Pattern, Unstructured
 from obsprune.core.statistics import Gram
+from obsprune.engine.dealing import Deal
 from obsprune.engine.inputs import measure, require_finite, shared_inputs
 from obsprune.engine.layerwise import Projection
 from obsprune.engine.place import Committed, Dense, Place, Source, Store, Tensors
@@ -26,6 +28,7 @@ from obsprune.engine.teacher import Lesson
 from obsprune.models.blocks import Block
 from obsprune.models.matrices import Matrix
 from obsprune.progress import Progress
+from obsprune.ranks import Ranks
 
 MARGIN = 0.01
 """How much lower the held-out loss must be, as a share of it."""
@@ -64,6 +67,10 @@ class Probe:
     progress: Progress
 
     @property
+    def ranks(self) -> Ranks:
+        return self.place.model.ranks
+
+    @property
     def blocks(self) -> list[Block]:
         """Those with something to prune."""
         return [block for block in self.place.model.blocks if block.matrices]
@@ -75,8 +82,8 @@ class Probe:
             for stop in walk:
                 with self.place.at(stop.index, Dense()) as block:
                     if block.matrices:
-                        self.projection.coverage.measure(stop, stop.keys, block)
-                        yield block, list(measure(stop, shared_inputs(stop, block.matrices)))
+                        self.projection.coverage.measure(stop, stop.keys, block, self.ranks)
+                        yield block, measure(stop, shared_inputs(stop, block.matrices), self.ranks)
                     self.progress.step()
                     if stop.last:
                         break
@@ -87,19 +94,38 @@ class Probe:
         errors: dict[str, list[float]] = {}
         store = self.place.store("alone")
         for block, measured in self.measured():
-            answers: Tensors = {}
-            for gram, group in measured:
-                require_finite(gram)
-                solver = self.projection.coverage.solver(self.projection.solver, group, gram)
-                state = solver.prepare(gram)
-                for matrix in group:
-                    W_RC = matrix.read().to(gram.H_CC)
-                    energy = layer_loss(W_RC, gram.H_CC) or 1.0
-                    found = [solver.solve(W_RC, state, Unstructured(level)) for level in levels]
-                    errors[matrix.name] = [solution.loss / energy for solution in found]
-                    answers[matrix.name] = found[target].weight.to(matrix.weight.dtype)
+            deal = Deal.of(block.matrices, self.ranks)
+            answers = {matrix.name: matrix.weight.new_empty(matrix.shape) for matrix in block.matrices}
+            found = self.ranks.agree(partial(self._solved, measured, deal, levels, target, answers))
+            known = {name: error for part in self.ranks.gather(found) for name, error in part.items()}
+            for matrix in (matrix for _, group in measured for matrix in group):
+                errors[matrix.name] = known[matrix.name]
+                self.ranks.give(answers[matrix.name], deal.owner[matrix.name])
             store.put(block, answers)
         return errors, store
+
+    def _solved(
+        self,
+        measured: list[tuple[Gram, list[Matrix]]],
+        deal: Deal,
+        levels: Sequence[float],
+        target: int,
+        answers: Tensors,
+    ) -> dict[str, list[float]]:
+        """The errors of the matrices that this process solves; their weights at level number `target` are put down."""
+        errors: dict[str, list[float]] = {}
+        for gram, group in measured:
+            require_finite(gram)
+            own = deal.own(group)
+            solver = self.projection.coverage.solver(self.projection.solver, group, gram)
+            state = solver.prepare(gram) if own else None
+            for matrix in own:
+                W_RC = matrix.read().to(gram.H_CC)
+                energy = layer_loss(W_RC, gram.H_CC) or 1.0
+                found = [solver.solve(W_RC, state, Unstructured(level)) for level in levels]
+                errors[matrix.name] = [solution.loss / energy for solution in found]
+                answers[matrix.name] = found[target].weight.to(matrix.weight.dtype)
+        return errors
 
     def divergences(self, groups: Sequence[Sequence[str]], store: Store) -> list[float]:
         """How far the dense model moves when one group of matrices after the other is taken from the store."""

@@ -18,6 +18,7 @@ from obsprune.models.blocks import Block
 from obsprune.models.experts import Experts
 from obsprune.models.matrices import Matrix
 from obsprune.models.walk import Stop
+from obsprune.ranks import Ranks
 from obsprune.solvers.base import AnySolver
 from obsprune.solvers.magnitude import Magnitude
 from obsprune.solvers.wanda import Wanda
@@ -83,15 +84,16 @@ class Coverage:
     starved: Starved = POLICIES["all_tokens"]
     fewest: int | None = None
 
-    def measure(self, stop: Stop, keys: Iterable[int], block: Block) -> list[Facts]:
-        """Counts the tokens that some batches send to each expert of the block, and marks the starved ones. One entry a
-        layer: its name, tokens by expert, the threshold, which are starved,
-        what becomes of these, and which no token reaches, so that magnitude prunes them.
+    def measure(self, stop: Stop, keys: Iterable[int], block: Block, ranks: Ranks) -> list[Facts]:
+        """Counts the tokens that some batches (of all processes) send to each expert of the block, and marks the
+        starved ones. One entry a layer: its name, tokens by expert, the threshold, which are starved, what becomes of
+        these, and which no token reaches, so that magnitude prunes them.
         """
         layers = [experts for experts in block.experts if self._widest(experts, block)]
         tokens = {experts: torch.zeros(experts.count, dtype=torch.long) for experts in layers}
         for key in keys if layers else ():
             _count(stop, key, tokens)
+        ranks.sum(list(tokens.values()))
         facts = [self._judged(experts, counts.tolist(), block) for experts, counts in tokens.items()]
         self.recall(block, facts)
         return facts

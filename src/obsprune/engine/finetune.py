@@ -18,6 +18,7 @@ from obsprune.engine.gradients import Sums, gradients, graph_bytes, whole_gradie
 from obsprune.engine.place import Source, Store, copied
 from obsprune.engine.teacher import Lesson
 from obsprune.models.blocks import Block
+from obsprune.ranks import Ranks
 
 RATES = [1e-5 * 10 ** (power / 2) for power in range(9)]
 """Learning rates tried at first, from the middle one on, until the held-out divergence rises."""
@@ -50,12 +51,15 @@ class Tuning:
         differentiate = whole_gradients if place.holds(partial(graph_bytes, lesson)) else gradients
         for number, keys in enumerate(shares, 1):
             now = rate * cosine((number - 1) / len(shares))
-            update = partial(self._update, masters, state, number, now)
+            update = partial(self._update, place.model.ranks, masters, state, number, now)
             differentiate(lesson, keys, masters, lambda block: Sums(), update)
             step()
         return masters
 
-    def _update(self, masters: Store, state: Store, number: int, rate: float, block: Block, sums: Sums) -> None:
+    def _update(
+        self, ranks: Ranks, masters: Store, state: Store, number: int, rate: float, block: Block, sums: Sums
+    ) -> None:
+        sums.add_up(ranks)
         weights = masters.get(block)
         moments = state.get(block) if number > 1 else {}
         for name, gradient in sums.gradients.items():

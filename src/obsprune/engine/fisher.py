@@ -11,9 +11,9 @@ from torch import Tensor
 
 from obsprune.core.fisher import Surgeon
 from obsprune.engine.curvature import ASKED, Trainee, gradients
-from obsprune.engine.place import free_bytes
 from obsprune.engine.training import Criterion, Masks
 from obsprune.errors import InputError
+from obsprune.models.activations import free_bytes
 from obsprune.models.samples import Batch
 
 

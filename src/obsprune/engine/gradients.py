@@ -19,6 +19,7 @@ from obsprune.models.blocks import Block
 from obsprune.models.load import Model
 from obsprune.models.matrices import differentiated, take_gradients
 from obsprune.models.samples import Batch
+from obsprune.ranks import Ranks
 
 
 class NotFinite(InputError):
@@ -42,8 +43,9 @@ class Sums:
             name = matrix.name
             self.gradients[name] = self.gradients[name].add_(gradient) if name in self.gradients else gradient.clone()
 
-    def check(self) -> None:
-        """Raises NotFinite when a gradient is."""
+    def add_up(self, ranks: Ranks) -> None:
+        """Over all processes, for all of them. Raises NotFinite when a gradient is."""
+        ranks.sum(list(self.gradients.values()))
         for name, gradient in self.gradients.items():
             if not bool(gradient.isfinite().all()):
                 raise NotFinite(f"the gradient of {name} is not finite; compute in a wider type (--dtype float32)")
@@ -57,7 +59,7 @@ def gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin: Begin
     """∂KL(dense ‖ pruned)/∂W for all prunable weights, pruned ones too, over some batches of a lesson.
 
     begin(block): the sums to add to; done(block, sums): called from the last block to the first, while the block's
-    weights are on the device. Raises WalkMismatch, InputError.
+    weights are on the device, with the sums of this process. Raises WalkMismatch, InputError.
     """
     place = lesson.place
 
@@ -66,7 +68,6 @@ def gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin: Begin
         with place.at(index, weights) as block, differentiated([matrix.tensor for matrix in block.matrices]):
             sums = begin(block)
             yield partial(sums.visit, block)
-            sums.check()
             done(block, sums)
 
     chosen = [lesson.batches[key] for key in keys]
@@ -91,7 +92,6 @@ def whole_gradients(lesson: Lesson, keys: Sequence[int], weights: Source, begin:
             for block in blocks:
                 sums[block.name].visit(block, lambda: None)
         for block in reversed(blocks):
-            sums[block.name].check()
             done(block, sums[block.name])
 
 

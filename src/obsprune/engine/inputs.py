@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from obsprune.core.statistics import Gram
+from obsprune.engine.dealing import Deal, add_up
 from obsprune.errors import InputError, WalkMismatch
 from obsprune.models.matrices import Matrix, Sink, observed
 from obsprune.models.walk import Stop
+from obsprune.ranks import Ranks
 
 Identity = tuple[Any, ...]
 Run = Callable[[], None]
@@ -83,14 +85,20 @@ def calls_of(run: Callable[[], Any], matrices: list[Matrix], sink: Sink) -> dict
     return calls
 
 
-def measure(stop: Stop, groups: list[list[Matrix]]) -> Iterator[tuple[Gram, list[Matrix]]]:
-    """One Gram for each group, over all batches. A group whose members turn out not to share is measured apart."""
+def measure(
+    stop: Stop, groups: list[list[Matrix]], ranks: Ranks, deal: Deal | None = None
+) -> list[tuple[Gram, list[Matrix]]]:
+    """One Gram for each group, over all batches of all processes; whole where a matrix of the group is to be solved,
+    without a deal everywhere. A group whose members turn out not to share is measured apart.
+    """
     grams = _measure_together(stop, groups)
-    if grams is None:
+    if any(ranks.gather(grams is None)):
         groups = [[matrix] for group in groups for matrix in group]
         grams = _measure_together(stop, groups)
-        assert grams is not None  # a group of one shares with itself
-    yield from zip(grams, groups, strict=True)
+    assert grams is not None  # a group of one shares with itself
+    found = list(zip(grams, groups, strict=True))
+    add_up(ranks, ((gram, deal.owners(group) if deal else ()) for gram, group in found))
+    return found
 
 
 def _measure_together(stop: Stop, groups: list[list[Matrix]]) -> list[Gram] | None:
@@ -163,6 +171,13 @@ class Inputs:
         if groups != self.groups or {group[0] for group in groups} != set(self.grams):
             name = groups[0][0].name
             raise WalkMismatch(f"who shares the input of {name} changes from batch to batch; this is unsupported")
+
+    def add_up(self, deal: Deal) -> None:
+        """Over all processes, for those who solve a matrix. Raises WalkMismatch when they share inputs otherwise."""
+        names = [[matrix.name for matrix in group] for group in self.groups]
+        if any(other != names for other in deal.ranks.gather(names)):
+            raise WalkMismatch(f"who shares the input of {names[0][0]} differs between processes; this is unsupported")
+        add_up(deal.ranks, ((self.grams[group[0]], deal.owners(group)) for group in self.groups))
 
     def shared(self) -> list[tuple[Gram, list[Matrix]]]:
         """Each Gram with the matrices it belongs to."""

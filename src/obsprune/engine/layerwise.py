@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from torch import Tensor
@@ -12,17 +12,19 @@ from obsprune.core.linalg import layer_loss
 from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
 from obsprune.engine.coverage import Coverage
+from obsprune.engine.dealing import Deal
 from obsprune.engine.inputs import measure, require_finite, shared_inputs
 from obsprune.engine.matching import Matching
 from obsprune.engine.norms import Renorm
 from obsprune.engine.place import Dense, Place, Source, Store, Tensors
 from obsprune.engine.rundir import RunDir
-from obsprune.engine.streams import Batches, Measured, Streams
+from obsprune.engine.streams import Batches, Measured, Stage, Streams
 from obsprune.models.blocks import Block
 from obsprune.models.load import Model
 from obsprune.models.matrices import Matrix
 from obsprune.models.walk import Stop
 from obsprune.progress import Progress
+from obsprune.ranks import Ranks
 from obsprune.solvers.base import AnySolver, Solution
 
 
@@ -113,27 +115,49 @@ def _prune_block(
 ) -> None:
     start = time.perf_counter()
     results: list[Pruned] = []
-    coverage = projection.coverage.measure(stop, streams.calibrating, block)
-    norms = Renorm.of(stop, streams.calibrating) if after.reestimate else None
-    for measured in streams.measured(stop, block.matrices):
-        for result in solve_group(measured, projection):
-            progress.detail(f"{result.name}  error {result.error:.4f}")
-            results.append(result)
+    coverage = projection.coverage.measure(stop, streams.calibrating, block, streams.ranks)
+    norms = Renorm.of(stop, streams.calibrating, streams.ranks) if after.reestimate else None
+    for stage in streams.stages(stop, block.matrices):
+        results += solve(stage, projection, lambda one: progress.detail(f"{one.name}  error {one.error:.4f}"))
     if norms and block.matrices:
         norms.apply(stop)
     matching = after.matching if block.matrices else None
-    matched = asdict(matching(stop, block, streams.goals, progress.detail)) if matching else None
+    matched = asdict(matching(stop, block, streams.goals, streams.ranks, progress.detail)) if matching else None
     seconds = time.perf_counter() - start
-    facts = {"matching": matched, "coverage": coverage}
-    run.commit(block.name, block.tensors(), [asdict(result) for result in results], seconds, **facts)
+    facts, tensors = {"matching": matched, "coverage": coverage}, block.tensors()
+    run.commit(block.name, tensors, [asdict(result) for result in results], seconds, **facts)
+    block.take(tensors)  # a run that is resumed here would read them, rounded
 
 
-def solve_group(measured: Measured, projection: Projection) -> Iterator[Pruned]:
-    """Prunes the matrices that share one Gram, in place. Raises InputError when their inputs were not finite."""
+def solve(stage: Stage, projection: Projection, tell: Callable[[Pruned], None]) -> list[Pruned]:
+    """Prunes the matrices of a stage, in place: each process its own, and all get the answers. Raises InputError when
+    inputs were not finite.
+    """
+    ranks, own, found = stage.deal.ranks, stage.deal.own, list[Pruned]()
+
+    def work() -> None:
+        for measured in stage.measured:
+            for result in _solve_group(measured, own(measured.group), projection):
+                tell(result)
+                found.append(result)
+
+    ranks.agree(work)
+    results = {result.name: result for part in ranks.gather(found) for result in part}
+    matrices = [matrix for measured in stage.measured for matrix in measured.group]
+    for matrix in matrices:
+        source = stage.deal.owner[matrix.name]
+        ranks.give(matrix.turn(matrix.weight), source)
+        if matrix.bias is not None:
+            ranks.give(matrix.bias.data[matrix.rows], source)
+    return [results[matrix.name] for matrix in matrices]
+
+
+def _solve_group(measured: Measured, own: Sequence[Matrix], projection: Projection) -> Iterator[Pruned]:
     gram = measured.gram
-    require_finite(gram)
+    if own:
+        require_finite(gram)
     start = time.perf_counter()
-    for solver, matrices in projection.dealt(measured.group, gram):
+    for solver, matrices in projection.dealt(own, gram) if own else ():
         state = solver.prepare(gram)
         for matrix in matrices:
             weight = matrix.read()
@@ -157,7 +181,7 @@ def project_blocks(
     with place.model.walk(batches) as walk:
         for stop in walk:
             with place.at(stop.index, point) as block:
-                results[block.name] = list(_projected(stop, block, projection, point.get(block)))
+                results[block.name] = _projected(stop, block, projection, point.get(block), place.model.ranks)
                 carried = {name: tensor.clone() for name, tensor in block.carried.items()}
                 into.put(block, carried | {matrix.name: matrix.read().clone() for matrix in block.matrices})
                 if stop.last:
@@ -166,13 +190,15 @@ def project_blocks(
     return results
 
 
-def _projected(stop: Stop, block: Block, projection: Projection, point: Tensors) -> Iterator[Pruned]:
+def _projected(stop: Stop, block: Block, projection: Projection, point: Tensors, ranks: Ranks) -> list[Pruned]:
     if not block.matrices:
-        return
+        return []
     dense = Dense().get(block)
     block.write(point | {matrix.name: dense[matrix.name] for matrix in block.matrices})
-    for gram, group in measure(stop, shared_inputs(stop, block.matrices)):
-        yield from solve_group(Measured(gram, group, lambda matrix, dense: point[matrix.name].to(dense)), projection)
+    deal = Deal.of(block.matrices, ranks)
+    found = measure(stop, shared_inputs(stop, block.matrices), ranks, deal)
+    measured = [Measured(gram, group, lambda matrix, dense: point[matrix.name].to(dense)) for gram, group in found]
+    return solve(Stage(measured, deal), projection, lambda result: None)
 
 
 def outcome(matrix: Matrix, dense: Tensor, solution: Solution, gram: Gram, seconds: float) -> Pruned:

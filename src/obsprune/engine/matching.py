@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from obsprune.core.optimizers import Adam, cosine
+from obsprune.engine.dealing import total
 from obsprune.models.blocks import Block
 from obsprune.models.matrices import differentiated
 from obsprune.models.walk import Stop
+from obsprune.ranks import Ranks
 
 FLOOR = 0.1
 """The share of the rate that is left at the end."""
@@ -55,19 +57,23 @@ class Matching:
     passes: int
     rate: float
 
-    def __call__(self, stop: Stop, block: Block, goals: Goals, tell: Callable[[str], None]) -> Matched:
-        """Tunes the block in place and leaves it in the state that fits the judging batches best."""
-        learner, order = _Learner(block), torch.Generator().manual_seed(0)
-        before = error(stop, goals.judge)
+    def __call__(self, stop: Stop, block: Block, goals: Goals, ranks: Ranks, tell: Callable[[str], None]) -> Matched:
+        """Tunes the block in place and leaves it in the state that fits the judging batches best. A step is made of the
+        batches that all processes have at the same place.
+        """
+        learner, order = _Learner(block, ranks), torch.Generator().manual_seed(0)
+        before = error(stop, goals.judge, ranks)
         best, after, state, number = 0, before, learner.snapshot(), 0
         with differentiated(block.tunable.values()):
             while number < self.passes and number - best < PATIENCE:
                 self._pass(stop, goals.work, learner, order, number)
-                number, now = number + 1, error(stop, goals.judge)
+                number, now = number + 1, error(stop, goals.judge, ranks)
                 tell(f"{block.name}  matching, pass {number} of {self.passes}: error {now:.4f}")
                 if now < after:
                     best, after, state = number, now, learner.snapshot()
         learner.restore(state)
+        for parameter in learner.parameters.values():
+            ranks.give(parameter.data)
         return Matched(before, after, best, number)
 
     def _pass(
@@ -85,8 +91,8 @@ class _Learner:
     that are left dense in a parameter with others.
     """
 
-    def __init__(self, block: Block) -> None:
-        self.parameters, self.number = block.tunable, 0
+    def __init__(self, block: Block, ranks: Ranks) -> None:
+        self.parameters, self.ranks, self.number = block.tunable, ranks, 0
         self.masters = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
         weights = {matrix.parameter for matrix in block.matrices}
         self.keep = {name: (W != 0) | (name not in weights) for name, W in self.masters.items()}
@@ -104,7 +110,9 @@ class _Learner:
         for name, W in self.masters.items():
             gradient, self.parameters[name].grad = self.parameters[name].grad, None
             if gradient is not None:  # a norm that the block does not use
-                gradient = gradient.float() * self.keep[name]
+                gradient = gradient.float()
+                self.ranks.sum([gradient])
+                gradient = gradient * self.keep[name]
                 Adam().step(W, gradient, *self.moments[name], rate * self.scales[name], self.number)
         self.restore(self.masters)
 
@@ -123,7 +131,8 @@ def _root_mean_square(W: Tensor) -> float:
 
 def distance(output: Any, goal: Any) -> Tensor:
     """Squared error of the block's first output: the hidden states."""
-    return (hidden(output).float() - hidden(goal).float()).square().sum()
+    y = hidden(output).float()
+    return (y - hidden(goal).to(y)).square().sum()  # a goal may have been put away
 
 
 def hidden(output: Any) -> Tensor:
@@ -131,7 +140,12 @@ def hidden(output: Any) -> Tensor:
     return next(x for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point())
 
 
-def error(stop: Stop, goals: Mapping[int, Any]) -> float:
-    """Squared error over squared output on some batches."""
-    lost = sum(float(distance(stop.run(key), goal)) for key, goal in goals.items())
-    return lost / sum(float(hidden(goal).float().square().sum()) for goal in goals.values())
+def error(stop: Stop, goals: Mapping[int, Any], ranks: Ranks) -> float:
+    """Squared error over squared output on some batches of all processes."""
+    lost = energy = 0.0
+    for key, goal in goals.items():
+        output = stop.run(key)
+        lost += float(distance(output, goal))
+        energy += float(hidden(goal).to(hidden(output).device, torch.float32).square().sum())
+    lost, energy = total(ranks, [lost, energy])
+    return lost / energy

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from obsprune.models.walk import Stop
+from obsprune.ranks import Ranks
 
 Moments = tuple[Tensor, Tensor]
 
@@ -29,20 +30,21 @@ def batch_norms(block: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class Renorm:
-    """Remembers what entered each norm of a dense block. keys: the batches that count."""
+    """Remembers what entered each norm of a dense block. keys: the batches that count, in each process."""
 
     keys: Iterable[int]
+    ranks: Ranks
     before: dict[nn.Module, Moments]
 
     @classmethod
-    def of(cls, stop: Stop, keys: Iterable[int]) -> Renorm:
+    def of(cls, stop: Stop, keys: Iterable[int], ranks: Ranks) -> Renorm:
         """Measures a block with its dense weights."""
-        return cls(keys, {norm: _moments(stop, norm, keys) for norm in batch_norms(stop.module)})
+        return cls(keys, ranks, {norm: _moments(stop, norm, keys, ranks) for norm in batch_norms(stop.module)})
 
     def apply(self, stop: Stop) -> None:
         """Moves the statistics of the pruned block's norms, one after the other: each changes what enters the next."""
         for norm, (m, v) in self.before.items():
-            now_m, now_v = _moments(stop, norm, self.keys)
+            now_m, now_v = _moments(stop, norm, self.keys, self.ranks)
             mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
             r = torch.where((v > 0) & (now_v > 0), now_v / v, torch.ones_like(v))
             epsilon = float(getattr(norm, "eps", 0.0))
@@ -50,7 +52,7 @@ class Renorm:
             variance.copy_((r * (variance.double() + epsilon) - epsilon).clamp_min(0))
 
 
-def _moments(stop: Stop, norm: nn.Module, keys: Iterable[int]) -> Moments:
+def _moments(stop: Stop, norm: nn.Module, keys: Iterable[int], ranks: Ranks) -> Moments:
     """Mean and variance [channels] of what enters a norm, in float64; tensors are [n, channels, ...], all of one size
     but for n.
     """
@@ -67,6 +69,8 @@ def _moments(stop: Stop, norm: nn.Module, keys: Iterable[int]) -> Moments:
             stop.run(key)
     finally:
         handle.remove()
-    total, squares, count = torch.stack(sums).sum(0)
+    sums_3N = torch.stack(sums).sum(0)
+    ranks.sum([sums_3N])
+    total, squares, count = sums_3N
     mean = total / count
     return mean, (squares / count - mean.square()).clamp_min(0)

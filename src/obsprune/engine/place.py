@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import psutil
 import torch
 from torch import Tensor
 
 from obsprune.engine.rundir import RunDir
+from obsprune.models.activations import free_bytes
 from obsprune.models.blocks import Block
 from obsprune.models.checkpoint import read_headers, read_tensors, write_scratch, write_shard
 from obsprune.models.load import Model
@@ -197,13 +197,6 @@ def choose_place(model: Model, memory: str, bytes_a_weight: int, folder: Path) -
         device = 2 * (stores + weights * model.dtype.itemsize) <= free_bytes(model.device)
         memory = "device" if device else "host" if host else "disk"
     return {"device": OnDevice, "host": InHost}[memory](model) if memory != "disk" else InFiles(model, folder)
-
-
-def free_bytes(device: torch.device) -> int:
-    """What the device has left (the host's available memory for a CPU)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def copied(source: Source, place: Place, name: str) -> Store:

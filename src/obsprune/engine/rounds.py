@@ -85,7 +85,8 @@ class Rounds:
         score, best = self._best(found, judge)
         kept = score.kl < last["heldout_kl"]
         if kept:
-            keep(best.weights, self._folder(number), self.place)
+            folder = self._folder(number)
+            self.run.ranks.told(lambda: keep(best.weights, folder, self.place))
         facts = {
             "kept": kept,
             "step": best.size,

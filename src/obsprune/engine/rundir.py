@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,36 +21,32 @@ from torch import Tensor
 
 from obsprune.errors import InputError, OutputError
 from obsprune.models.checkpoint import Checkpoint, copy_side_files, write_index, write_shard, write_text
+from obsprune.ranks import ALONE, Ranks
 
+SUM = "crc32"
+"""Of a line of the journal."""
 RECIPE, JOURNAL, REPORT, ROUNDS = "recipe.yaml", "progress.jsonl", "report.json", "rounds"
 Event = dict[str, Any]
 
 
 @final
 class RunDir:
-    """One run. `open` looks, `start` creates or continues, `commit` adds a block, `finish` makes it a checkpoint."""
+    """One run. `open` looks, `start` creates or continues, `commit` adds a block, `finish` makes it a checkpoint.
 
-    def __init__(self, path: Path, events: list[Event]) -> None:
-        self.path, self.events = path, events
+    Of several processes the first one reads and writes; all know the same events.
+    """
+
+    def __init__(self, path: Path, events: list[Event], ranks: Ranks) -> None:
+        self.path, self.events, self.ranks = path, events, ranks
         self._shards: dict[str, str] = {}
 
     @classmethod
-    def open(cls, path: Path, source: Path, force: bool = False) -> RunDir:
+    def open(cls, path: Path, source: Path, force: bool = False, ranks: Ranks = ALONE) -> RunDir:
         """Looks at the output directory without touching it (with `force`, a former run there is deleted by `start`).
 
         Raises InputError when it holds anything but an unfinished run, or is the source checkpoint itself.
         """
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file; choose another -o")
-        if path.resolve() == source.resolve():
-            raise InputError(f"{path} is the dense checkpoint itself; choose another -o")
-        empty = not path.is_dir() or not any(path.iterdir())
-        ours = (path / JOURNAL).is_file()
-        if not empty and not ours:
-            raise InputError(
-                f"{path} is not empty and was not made by obsprune; choose another -o, or empty it yourself"
-            )
-        run = cls(path, [] if empty or force else _read_journal(path / JOURNAL))
+        run = cls(path, ranks.told(lambda: _looked_at(path, source, force)), ranks)
         if run.recorded("end") is not None:
             raise InputError(
                 f"{path} holds a finished run; see 'obsprune inspect {path}', or use --force or another -o"
@@ -67,22 +64,30 @@ class RunDir:
         self._shards = {
             name: f"model-{index:05d}-of-{total:05d}.safetensors" for index, name in enumerate(["", *blocks], 1)
         }
-        if self.events:
+        continues = bool(self.events)
+        if continues:
             _require_same(self.path, (self.recorded("start") or {}).get("facts", {}), facts)
-            write_text(self.path / RECIPE, text)
-            return True
+        else:
+            self.ranks.told(lambda: self._create(bytes_needed))
+            self.record("start", facts=facts)  # first, so that what a kill leaves here is known to be ours
+        self.ranks.told(lambda: write_text(self.path / RECIPE, text))
+        return continues
+
+    def _create(self, bytes_needed: int) -> None:
         self._require_space(bytes_needed)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _empty(self.path)
         except OSError as error:
             raise InputError(f"cannot create {self.path}: {error.strerror}; choose another -o") from error
-        self.record("start", facts=facts)  # first, so that what a kill leaves here is known to be ours
-        write_text(self.path / RECIPE, text)
-        return False
+
+    @property
+    def disk(self) -> Path:
+        """A directory that is there already, on the disk that the run goes to."""
+        return next(path for path in [self.path, *self.path.resolve().parents] if path.is_dir())
 
     def _require_space(self, needed: int) -> None:
-        parent = next(path for path in [self.path, *self.path.resolve().parents] if path.exists())
+        parent = self.disk
         free = shutil.disk_usage(parent).free
         if free < needed:
             raise InputError(
@@ -92,17 +97,7 @@ class RunDir:
 
     def record(self, kind: str, **payload: Any) -> Event:
         """Adds one line to the journal and sees it to the disk; returns it as it will be read."""
-        event = {"kind": kind, **payload}
-        try:
-            with (self.path / JOURNAL).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self.path / JOURNAL}: {error.strerror}; make room, then repeat the command"
-            ) from error
-        self.events.append(json.loads(json.dumps(event)))
+        self.events.append(self.ranks.told(lambda: _written(self.path / JOURNAL, {"kind": kind, **payload})))
         return self.events[-1]
 
     def recorded(self, kind: str, **match: Any) -> Event | None:
@@ -116,7 +111,7 @@ class RunDir:
         self, block: str, tensors: Mapping[str, Tensor], matrices: list[Event], seconds: float, **facts: Any
     ) -> None:
         """Writes a finished block: first the shard, then the line that says so."""
-        write_shard(self.path / self._shards[block], tensors)
+        self.ranks.told(lambda: write_shard(self.path / self._shards[block], tensors))
         self.record("block", name=block, matrices=matrices, seconds=seconds, **facts)
 
     def committed(self, block: str) -> Path | None:
@@ -127,8 +122,7 @@ class RunDir:
     def trial(self, name: str) -> RunDir:
         """A run inside this one, another way to the same blocks; continued where it was left."""
         path = self.path / ROUNDS / f"trial-{name}"
-        path.mkdir(parents=True, exist_ok=True)
-        trial = RunDir(path, _read_journal(path / JOURNAL) if (path / JOURNAL).is_file() else [])
+        trial = RunDir(path, self.ranks.told(lambda: _begun(path)), self.ranks)
         trial._shards = self._shards
         return trial
 
@@ -136,9 +130,13 @@ class RunDir:
         """Takes over the blocks of a trial."""
         for block, shard in self._shards.items():
             if trial.committed(block):
-                (trial.path / shard).replace(self.path / shard)
+                self._rename(trial.path / shard, self.path / shard)
                 self.record(**(trial.recorded("block", name=block) or {}))
-        shutil.rmtree(trial.path)
+        self.ranks.told(lambda: shutil.rmtree(trial.path))
+
+    def _rename(self, old: Path, new: Path) -> None:
+        self.ranks.wait()  # nobody reads it there any more
+        self.ranks.told(lambda: old.replace(new))
 
     def iterate(self, number: int) -> Path:
         """Where the weights of a round after the first lie until the run is finished."""
@@ -146,12 +144,13 @@ class RunDir:
 
     def forget(self, number: int) -> None:
         """Deletes the weights of a round that a later one has replaced."""
-        shutil.rmtree(self.iterate(number), ignore_errors=True)
+        self.ranks.wait()  # nobody reads them any more
+        self.ranks.told(lambda: shutil.rmtree(self.iterate(number), ignore_errors=True))
 
     @property
     def scratch(self) -> Path:
-        """For files that need not outlive the process."""
-        return self.path / ROUNDS / "scratch"
+        """For files that need not outlive this process."""
+        return self.path / ROUNDS / f"scratch-{self.ranks.rank}"
 
     def summary(self, block: str) -> str:
         """One line about a finished block."""
@@ -166,6 +165,10 @@ class RunDir:
 
     def finish(self, checkpoint: Checkpoint, rest: list[str]) -> None:
         """Everything outside the blocks as stored, index, tokenizer, and last the config: now it can be loaded."""
+        self.ranks.wait()  # nobody reads a former iterate any more
+        self.ranks.told(lambda: self._completed(checkpoint, rest))
+
+    def _completed(self, checkpoint: Checkpoint, rest: list[str]) -> None:
         write_shard(self.path / self._shards[""], checkpoint.read(rest))
         write_index(self.path)
         copy_side_files(checkpoint.directory, self.path)
@@ -174,10 +177,41 @@ class RunDir:
     def abandon(self) -> None:
         """Removes the directory when nothing was committed to it, nor to a trial in it."""
         begun = self.recorded("block") or self.recorded("step") or any((self.path / ROUNDS).glob(f"trial-*/{JOURNAL}"))
-        if self.path.is_dir() and (self.path / JOURNAL).is_file() and not begun:
+        if self.ranks.first and self.path.is_dir() and (self.path / JOURNAL).is_file() and not begun:
             _empty(self.path)
             with suppress(OSError):  # a mount point or a link stays, empty
                 self.path.rmdir()
+
+
+def _looked_at(path: Path, source: Path, force: bool) -> list[Event]:
+    """The events of an unfinished run there, none where a new one may begin."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; choose another -o")
+    if path.resolve() == source.resolve():
+        raise InputError(f"{path} is the dense checkpoint itself; choose another -o")
+    empty = not path.is_dir() or not any(path.iterdir())
+    if not empty and not (path / JOURNAL).is_file():
+        raise InputError(f"{path} is not empty and was not made by obsprune; choose another -o, or empty it yourself")
+    return [] if empty or force else _read_journal(path / JOURNAL)
+
+
+def _begun(path: Path) -> list[Event]:
+    """The events of a trial in its directory, which is made where there is none."""
+    path.mkdir(parents=True, exist_ok=True)
+    return _read_journal(path / JOURNAL) if (path / JOURNAL).is_file() else []
+
+
+def _written(journal: Path, event: Event) -> Event:
+    """An event as it will be read, once it is seen to the disk."""
+    try:
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(_line(event))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {journal}: {error.strerror}; make room, then repeat the command") from error
+    found: Event = json.loads(json.dumps(event))
+    return found
 
 
 def _empty(directory: Path) -> None:
@@ -191,13 +225,28 @@ def _empty(directory: Path) -> None:
 
 def _read_journal(path: Path) -> list[Event]:
     """All whole lines; a torn last one (a kill inside a write) is cut off the file."""
-    whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
-    if torn:
-        write_text(path, whole + "\n" if whole else "")
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
     try:
-        return [json.loads(line) for line in whole.splitlines() if line]
-    except ValueError as error:
+        events = [_event(line) for line in whole.splitlines() if line]
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); use --force or another -o") from error
+    if torn:
+        write_text(path, "".join(map(_line, events)))
+    return events
+
+
+def _line(event: Event) -> str:
+    """As the journal has it: with a sum, so that a damaged line is known."""
+    return json.dumps(event | {SUM: zlib.crc32(json.dumps(event).encode())}) + "\n"
+
+
+def _event(line: bytes) -> Event:
+    """Raises ValueError for a line that is not as it was written."""
+    event: Event = json.loads(line)
+    told = event.pop(SUM, None) if isinstance(event, dict) else None
+    if told != zlib.crc32(json.dumps(event).encode()):
+        raise ValueError("a line's sum is not right")
+    return event
 
 
 def _require_same(path: Path, before: Event, now: Mapping[str, Any]) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -17,15 +17,18 @@ from torch import Tensor
 from obsprune.core.iobs import natural_direction
 from obsprune.core.linalg import factorise
 from obsprune.core.statistics import Gram
+from obsprune.engine.dealing import Deal
 from obsprune.engine.gradients import Sums, gradients_and_grams
 from obsprune.engine.inputs import require_finite
 from obsprune.engine.layerwise import Projection, Pruned, outcome, project_blocks
-from obsprune.engine.place import Dense, Source, Store, Tensors, free_bytes
+from obsprune.engine.place import Dense, Source, Store, Tensors
 from obsprune.engine.teacher import Lesson
+from obsprune.models.activations import free_bytes
 from obsprune.models.blocks import Block
 from obsprune.models.matrices import Matrix
 from obsprune.progress import Progress
-from obsprune.solvers.base import Solution
+from obsprune.ranks import Ranks
+from obsprune.solvers.base import AnySolver, Solution
 
 SIZES = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 """Step sizes of the first search; afterwards the last winner and its neighbours at a factor NEAR."""
@@ -79,7 +82,7 @@ class Newton(Step):
         found = [Candidate(size, place.store(f"candidate-{number}"), {}) for number, size in enumerate(sizes)]
 
         def solve(block: Block, sums: Sums) -> None:
-            self._solve_block(block, sums, weights.get(block), projection, found)
+            self._solve_block(block, sums, weights.get(block), projection, found, place.model.ranks)
             progress.step()
 
         progress.stage("gradients and projections", len(place.model.blocks))
@@ -87,27 +90,55 @@ class Newton(Step):
         return found
 
     def _solve_block(
-        self, block: Block, sums: Sums, weights: dict[str, Tensor], projection: Projection, found: list[Candidate]
+        self, block: Block, sums: Sums, weights: Tensors, projection: Projection, found: list[Candidate], ranks: Ranks
     ) -> None:
         assert sums.inputs is not None
-        dense = Dense().get(block)
+        inputs, deal = sums.inputs, Deal.of(block.matrices, ranks)
+        sums.add_up(ranks)
+        inputs.add_up(deal)
         carried = {name: weights[name].to(tensor.dtype) for name, tensor in block.carried.items()}
-        answers: list[dict[str, Tensor]] = [dict(carried) for _ in found]
-        for gram, group in sums.inputs.shared():
-            require_finite(gram)
-            U_CC = factorise(gram, self.damping).U_CC
-            for solver, matrices in projection.dealt(group, gram):
-                state = solver.prepare(gram)
-                for matrix in matrices:
-                    W_RC = weights[matrix.name].to(gram.H_CC)
-                    direction_RC = natural_direction(sums.gradients[matrix.name].to(U_CC), U_CC)
-                    for candidate, answer in zip(found, answers, strict=True):
-                        start, point_RC = time.perf_counter(), W_RC - candidate.size * direction_RC
-                        solution = solver.solve(point_RC, state, projection.patterns[matrix.name])
+        answers = [{name: tensor.clone() for name, tensor in carried.items()} for _ in found]
+        sizes, dense = [candidate.size for candidate in found], Dense().get(block)
+        results: dict[str, list[Pruned]] = {}
+
+        def solve() -> None:
+            for gram, group in inputs.shared():
+                for matrix, solver, state, direction_RC in self._directions(gram, deal.own(group), sums, projection):
+                    pattern, W_RC = projection.patterns[matrix.name], weights[matrix.name].to(direction_RC)
+                    for size, answer in zip(sizes, answers, strict=True):
+                        start, point_RC = time.perf_counter(), W_RC - size * direction_RC
+                        solution = solver.solve(point_RC, state, pattern)
                         result = _accept(matrix, solution, gram, dense, answer, time.perf_counter() - start)
-                        candidate.matrices.setdefault(block.name, []).append(result)
-        for candidate, answer in zip(found, answers, strict=True):
+                        results.setdefault(matrix.name, []).append(result)
+
+        ranks.agree(solve)
+        all_results = {name: pruned for part in ranks.gather(results) for name, pruned in part.items()}
+        for number, (candidate, answer) in enumerate(zip(found, answers, strict=True)):
+            for matrix in block.matrices:
+                _give(answer, matrix, ranks, deal.owner[matrix.name])
+            groups = [group for _, group in inputs.shared()]
+            candidate.matrices[block.name] = [all_results[matrix.name][number] for group in groups for matrix in group]
             candidate.weights.put(block, answer)
+
+    def _directions(
+        self, gram: Gram, own: list[Matrix], sums: Sums, projection: Projection
+    ) -> Iterator[tuple[Matrix, AnySolver, Any, Tensor]]:
+        """g (A + λI)⁻¹ for those of a Gram's matrices that this process solves, and what projects them."""
+        if not own:
+            return
+        require_finite(gram)
+        U_CC = factorise(gram, self.damping).U_CC
+        for solver, matrices in projection.dealt(own, gram):
+            state = solver.prepare(gram)
+            for matrix in matrices:
+                yield matrix, solver, state, natural_direction(sums.gradients[matrix.name].to(U_CC), U_CC)
+
+
+def _give(answer: Tensors, matrix: Matrix, ranks: Ranks, source: int) -> None:
+    """What one process has found for a matrix, to all."""
+    ranks.give(answer.setdefault(matrix.name, matrix.weight.new_empty(matrix.shape)), source)
+    if matrix.bias is not None:
+        ranks.give(answer[matrix.bias_parameter][matrix.rows], source)
 
 
 def _accept(matrix: Matrix, solution: Solution, gram: Gram, dense: Tensors, answer: Tensors, seconds: float) -> Pruned:
@@ -115,7 +146,6 @@ def _accept(matrix: Matrix, solution: Solution, gram: Gram, dense: Tensors, answ
     answer[matrix.name] = solution.weight.to(matrix.weight.dtype)
     if solution.bias_shift is not None:
         name, rows = matrix.bias_parameter, matrix.rows
-        answer[name] = answer[name].clone()
         answer[name][rows] += solution.bias_shift.to(answer[name].dtype)
         solution = replace(solution, bias_shift=(answer[name].to(gram.H_CC) - dense[name].to(gram.H_CC))[rows])
     return outcome(matrix, dense[matrix.name].to(gram.H_CC), solution, gram, seconds)

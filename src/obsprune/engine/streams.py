@@ -18,14 +18,16 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from obsprune.core.statistics import SUM, Cross, Gram
-from obsprune.core.targets import MOST, best_share, correction
+from obsprune.core.targets import MOST, best_share, correction, gain_and_cost
+from obsprune.engine.dealing import Deal, add_up, total
 from obsprune.engine.inputs import Inputs, Quota, distinct_inputs, first_calls, grouped, measure, shared_inputs
 from obsprune.engine.matching import Goals
-from obsprune.engine.place import free_bytes
+from obsprune.models.activations import free_bytes
 from obsprune.models.experts import experts_of, following, routes
 from obsprune.models.matrices import Matrix, copies, exchanged
 from obsprune.models.residual import Junction, find_junctions, watched
 from obsprune.models.walk import Stop
+from obsprune.ranks import ALONE, Ranks
 
 Point = Callable[[Matrix, Tensor], Tensor]
 Batches = Sequence[Mapping[str, Tensor]]
@@ -36,8 +38,16 @@ PAIRED = 4
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What can be solved at the same time, and by whom."""
+
+    measured: list[Measured]
+    deal: Deal
+
+
+@dataclass(frozen=True)
 class Measured:
-    """A Gram, the matrices it belongs to, and what the solver is to approximate for each.
+    """A Gram, the matrices it belongs to, and what the solver is to approximate for each: known where it is solved.
 
     share: how far that is from W to the corrected target; writers: which of them also repair the residual stream.
     """
@@ -50,20 +60,21 @@ class Measured:
 
 
 class Streams(ABC):
-    """Batches on their way. batches: all that walk; sparse: those of them that see the pruned blocks; calibrating:
-    those of these that are not there to judge.
+    """Batches of this process on their way. batches: all that walk; sparse: those of them that see the pruned blocks;
+    calibrating: those of these that are not there to judge.
     """
 
+    ranks: Ranks
     batches: Batches
     sparse: Sequence[int]
     calibrating: Sequence[int]
     goals: Goals = Goals()
-    """What the dense block gave, where there is a dense stream: known when `measured` is through."""
+    """What the dense block gave, where there is a dense stream: known when `stages` is through."""
 
     @abstractmethod
-    def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
-        """What the solver needs for each group of matrices; the block has its dense weights, and each group's new ones
-        are in place before the next is asked for.
+    def stages(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Stage]:
+        """What the solver needs for the groups of matrices; the block has its dense weights, and the new ones of a
+        stage are in place before the next is asked for.
         """
 
     @abstractmethod
@@ -75,20 +86,20 @@ class Streams(ABC):
 class OneStream(Streams):
     """The pruned model alone. true_sequential: measure again after each layer, instead of once a block."""
 
-    def __init__(self, batches: Batches, true_sequential: bool = False) -> None:
-        self.batches, self.true_sequential = batches, true_sequential
+    def __init__(self, batches: Batches, true_sequential: bool = False, ranks: Ranks = ALONE) -> None:
+        self.batches, self.true_sequential, self.ranks = batches, true_sequential, ranks
         self.sparse = self.calibrating = range(len(batches))
 
-    def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
+    def stages(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Stage]:
         groups = shared_inputs(stop, matrices)
-        for stage in together(groups) if self.true_sequential else [groups]:
-            parts = few_at_a_time(stage, 1)
+        for side_by_side in together(groups) if self.true_sequential else [groups]:
+            parts = few_at_a_time(side_by_side, 1, self.ranks)
             dense = copies(matrices) if len(parts) > 1 else {}  # later parts must not see the earlier ones pruned
             for part in parts:
+                deal = Deal.of(flat(part), self.ranks)
                 with exchanged(dense):
-                    measured = list(measure(stop, part))
-                for gram, group in measured:
-                    yield Measured(gram, group)
+                    measured = measure(stop, part, self.ranks, deal)
+                yield Stage([Measured(gram, group) for gram, group in measured], deal)
 
     def pass_by(self, stop: Stop, loaded: AbstractContextManager[None]) -> None:
         """All batches see the pruned block."""
@@ -146,6 +157,12 @@ class _Pairs:
 
         return watched(block, self.junctions, note)
 
+    def add_up(self, deal: Deal) -> None:
+        """Over all processes, for those who solve a matrix."""
+        groups = [(self.crosses[group[0]], deal.owners(group)) for group in self.inputs.groups]
+        self.inputs.add_up(deal)
+        add_up(deal.ranks, [*groups, *((cross, deal.owners([matrix])) for matrix, cross in self.residuals.items())])
+
     def _cross(self, table: dict[Matrix, Cross], matrix: Matrix, rows: int) -> Cross:
         return table.setdefault(matrix, Cross(rows, matrix.shape[1], matrix.device))
 
@@ -165,9 +182,14 @@ def together(groups: list[list[Matrix]]) -> list[list[list[Matrix]]]:
     return list(parameters.values())
 
 
-def few_at_a_time(groups: list[list[Matrix]], sums: int) -> list[list[list[Matrix]]]:
+def flat(groups: list[list[Matrix]]) -> list[Matrix]:
+    """All matrices of some groups."""
+    return [matrix for group in groups for matrix in group]
+
+
+def few_at_a_time(groups: list[list[Matrix]], sums: int, ranks: Ranks) -> list[list[list[Matrix]]]:
     """The groups in parts whose statistics take a share of the free memory; sums: of the size of a Gram, for each."""
-    budget = SHARE * free_bytes(groups[0][0].device) if groups else 0
+    budget = SHARE * min(ranks.gather(free_bytes(groups[0][0].device))) if groups else 0
     parts: list[list[list[Matrix]]] = []
     left = 0.0
     for group in groups:
@@ -191,22 +213,30 @@ class TwoStreams(Streams):
     and the dense stream walks for its blocks' outputs alone.
     """
 
-    def __init__(self, batches: Batches, judges: Batches, damping: float, residual: bool, most: float = MOST) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        judges: Batches,
+        damping: float,
+        residual: bool,
+        most: float = MOST,
+        ranks: Ranks = ALONE,
+    ) -> None:
         both = [*batches, *judges]
         self.batches, self.count, self.first_judge = [*both, *both], len(both), len(batches)
         self.sparse = range(len(both), 2 * len(both))
         self.calibrating = self.sparse[: len(batches)]
-        self.damping, self.residual, self.most = damping, residual, most
+        self.damping, self.residual, self.most, self.ranks = damping, residual, most, ranks
 
-    def measured(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Measured]:
+    def stages(self, stop: Stop, matrices: list[Matrix]) -> Iterator[Stage]:
         self.goals = Goals()  # of the block before: no longer needed
         dense = copies(matrices)
-        junctions = find_junctions(stop.module, matrices, stop.call(0)) if self.residual else {}
+        junctions = self._junctions(stop, matrices) if self.residual else {}
         calls = first_calls(stop, matrices)
         for part in self._parts(grouped(calls, matrices)):
             wanted = sum(len(calls[matrix]) for matrix in part)
             if not self.most:
-                yield from self._own(stop, part, wanted)
+                yield self._own(stop, part, wanted)
                 continue
             own = {matrix: junctions[matrix] for matrix in part if matrix in junctions}
             wanted += sum(len(calls[matrix]) for matrix in own)
@@ -214,12 +244,13 @@ class TwoStreams(Streams):
             for key in range(self.count):
                 pairs = work if key < self.first_judge else judge
                 pairs.observe(stop.module, partial(_run_with, dense, stop, key), partial(stop.run, self.count + key))
-            yield from self._measured(work, judge)
+            yield self._corrected(work, judge)
         outputs: dict[int, Any] = {}
         with exchanged(dense):
             for key in range(self.count):
-                outputs[self.count + key] = stop.run(key)
-                stop.leave(key, outputs[self.count + key])
+                outputs[self.count + key] = output = stop.run(key)
+                stop.leave(key, output)
+                stop.keep(output)
         edge = self.count + self.first_judge
         self.goals = Goals(
             {key: goal for key, goal in outputs.items() if key < edge},
@@ -229,36 +260,74 @@ class TwoStreams(Streams):
     def _parts(self, groups: list[list[Matrix]]) -> list[list[Matrix]]:
         """The matrices that are measured in one go."""
         sums = PAIRED if self.most else 1
-        parts = [part for side_by_side in together(groups) for part in few_at_a_time(side_by_side, sums)]
-        return [[matrix for group in part for matrix in group] for part in parts]
+        parts = [part for side_by_side in together(groups) for part in few_at_a_time(side_by_side, sums, self.ranks)]
+        return [flat(part) for part in parts]
 
-    def _own(self, stop: Stop, matrices: list[Matrix], wanted: int) -> Iterator[Measured]:
+    def _junctions(self, stop: Stop, matrices: list[Matrix]) -> dict[Matrix, Junction]:
+        """As the first process finds them: it is a matter of measuring, and all must go by the same."""
+        modules = dict(stop.module.named_modules())
+        names = {module: name for name, module in modules.items()}
+
+        def find() -> dict[str, tuple[str, Junction]]:
+            found = find_junctions(stop.module, matrices, stop.call(0))
+            return {matrix.name: (names[place.module], place.apart()) for matrix, place in found.items()}
+
+        told = self.ranks.told(find)
+        own = {matrix: told[matrix.name] for matrix in matrices if matrix.name in told}
+        return {matrix: place.at(modules[name], matrix.device) for matrix, (name, place) in own.items()}
+
+    def _own(self, stop: Stop, matrices: list[Matrix], wanted: int) -> Stage:
         """They are asked for their own output: only the pruned model's inputs count."""
         inputs = Inputs(matrices)
         for key in range(self.first_judge):
             inputs.observe(partial(stop.run, self.count + key), called=Quota(wanted).seen)
-        for gram, group in inputs.shared():
-            yield Measured(gram, group)
+        deal = Deal.of(matrices, self.ranks)
+        inputs.add_up(deal)
+        return Stage([Measured(gram, group) for gram, group in inputs.shared()], deal)
 
-    def _measured(self, work: _Pairs, judge: _Pairs) -> Iterator[Measured]:
-        for (gram, group), (judging, _) in zip(work.inputs.shared(), judge.inputs.shared(), strict=True):
-            yield self._targets(work, judge, gram, group, judging)
+    def _corrected(self, work: _Pairs, judge: _Pairs) -> Stage:
+        """Targets moved as far as fits the judging samples best, for each group."""
+        deal = Deal.of(work.inputs.matrices, self.ranks)
+        work.add_up(deal)
+        judge.add_up(deal)
+        groups = work.inputs.groups
+        moves = self.ranks.agree(lambda: [self._moves(work, judge, group[0], deal.own(group)) for group in groups])
+        gains = total(self.ranks, [number for move in moves for number in (move.gain, move.cost)])
+        shares = [best_share(gain, cost, self.most) for gain, cost in zip(gains[::2], gains[1::2], strict=True)]
+        writers = frozenset(work.residuals)
+        measured = [
+            Measured(work.inputs.grams[group[0]], group, partial(_target, move.of, share), share, writers)
+            for group, move, share in zip(groups, moves, shares, strict=True)
+        ]
+        return Stage(measured, deal)
 
-    def _targets(self, work: _Pairs, judge: _Pairs, gram: Gram, group: list[Matrix], judging: Gram) -> Measured:
-        """The group's targets, moved as far as fits the judging samples best."""
-        weights = {matrix: matrix.read().to(gram.H_CC) for matrix in group}
+    def _moves(self, work: _Pairs, judge: _Pairs, leader: Matrix, own: list[Matrix]) -> _Moves:
+        H_CC, judging_CC = work.inputs.grams[leader].H_CC, judge.inputs.grams[leader].H_CC
+        weights = {matrix: matrix.read().to(H_CC) for matrix in own}
         moves = {
-            matrix: correction(work.missing(matrix, group[0], W_RC), gram.H_CC, self.damping)
+            matrix: correction(work.missing(matrix, leader, W_RC), H_CC, self.damping)
             for matrix, W_RC in weights.items()
         }
-        judged = [(moves[matrix], judge.missing(matrix, group[0], weights[matrix]), judging.H_CC) for matrix in group]
-        share = best_share(judged, self.most)
-        point = {matrix: W_RC + share * moves[matrix] for matrix, W_RC in weights.items()}
-        return Measured(gram, group, lambda matrix, dense: point[matrix], share, frozenset(work.residuals))
+        judged = [(moves[matrix], judge.missing(matrix, leader, W_RC), judging_CC) for matrix, W_RC in weights.items()]
+        return _Moves(moves, *gain_and_cost(judged))
 
     def pass_by(self, stop: Stop, loaded: AbstractContextManager[None]) -> None:
         with loaded:
             stop.hand_on(range(self.count))
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """From W to the corrected target for each matrix of a group that this process solves, and what judges them all."""
+
+    of: dict[Matrix, Tensor]
+    gain: float
+    cost: float
+
+
+def _target(moves: Mapping[Matrix, Tensor], share: float, matrix: Matrix, dense: Tensor) -> Tensor:
+    move_RC = moves[matrix]
+    return dense.to(move_RC) + share * move_RC
 
 
 def _run_with(weights: Mapping[nn.Parameter, Tensor], stop: Stop, key: int) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from obsprune.core.losses import agreement, divergence, log_probabilities
+from obsprune.engine.dealing import total
 from obsprune.engine.place import Dense, Place, Source
 from obsprune.models.samples import Batch, Samples
 
@@ -122,18 +123,15 @@ class Logits(Memory):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Batches of one draw, in order, and what the dense model answered; crossing: bytes that leave the blocks for one
-    batch, all of them together.
+    """This process's batches of one draw, in order, and what the dense model answered; predictions: of all processes;
+    crossing: bytes that leave the blocks for one batch, all of them together.
     """
 
     place: Place
     batches: list[Batch]
     memory: Memory
+    predictions: int
     crossing: int
-
-    @property
-    def predictions(self) -> int:
-        return sum(map(self.place.model.kind.predictions, self.batches))
 
     def divergence(self, key: int, output: Any) -> Tensor:
         """KL(dense ‖ pruned), summed over a batch."""
@@ -154,15 +152,16 @@ class Lesson:
             for stop in walk:
                 with place.at(stop.index, weights):
                     stop.hand_on()
+        place.model.ranks.sum([sums])
         kl, nll, agreed, count = sums.tolist()
         kl, nll = kl / self.predictions, nll / count
         return Score(kl, nll, agreed / self.predictions) if math.isfinite(kl + nll) else Score(math.inf, math.inf, 0.0)
 
 
 def teach(place: Place, samples: Samples, size: int) -> Lesson:
-    """Walks the dense model over some samples, `size` in a batch."""
+    """Walks the dense model over some samples, `size` in a batch of all processes together."""
     model = place.model
-    batches = model.batches(samples, size)
+    batches = model.shared(samples, size)
     memory: Memory = HiddenStates(model.head) if model.kind.positional else Logits()
     crossing = 0
     walk = model.walk(batches, memory.answered)
@@ -173,7 +172,8 @@ def teach(place: Place, samples: Samples, size: int) -> Lesson:
                     output = stop.run(key)
                     crossing += tensor_bytes(output) if key == 0 else 0
                     stop.leave(key, output)
-    return Lesson(place, batches, memory, crossing)
+    (predictions,) = total(model.ranks, [sum(map(model.kind.predictions, batches))])
+    return Lesson(place, batches, memory, int(predictions), crossing)
 
 
 def tensor_bytes(tree: Any) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, final
 from unittest.mock import patch
@@ -298,7 +298,8 @@ def _asked(model: Model) -> Any:
             self.batch_size_per_gpu = max(1, min(64, LOGITS // (longest * model.classes)))
             self.counts["requests"] += len(requests)
             self.counts["truncated_requests"] += sum(length > longest for length in lengths)
-            answers = super()._loglikelihood_tokens(requests, disable_tqdm)
+            mine = super()._loglikelihood_tokens(requests[model.ranks.rank :: model.ranks.size], disable_tqdm)
+            answers = [answer for turn in zip_longest(*model.ranks.gather(mine)) for answer in turn if answer]
             if any(math.isnan(loglikelihood) for loglikelihood, _ in answers):
                 raise ObspruneError("the model's logits are not finite; evaluate in a wider type (--dtype float32)")
             return answers

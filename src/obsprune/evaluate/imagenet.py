@@ -46,24 +46,26 @@ class ImageNetTask(Task):
 
     def score(self, model: Model, progress: Progress, who: str) -> Scored:
         """Raises ObspruneError when logits are not finite, InputError when no image can be decoded."""
-        stream = self.samples.stream(BATCH)
-        classes = torch.tensor(self.samples.classes)
-        ranks: list[int] = []
-        losses: list[float] = []
+        mine = model.ranks.mine(len(self.samples))
+        stream = self.samples.take(mine).stream(BATCH)
+        classes = torch.tensor(self.samples.classes)[list(mine)]
+        own: list[tuple[int, int, float]] = []
         progress.stage(f"{self.name}, {who}", len(stream))
         began = time.perf_counter()
         with model.loaded(), torch.no_grad(), suitable(model):
             for indices, pixels in stream:
                 logits = model.network(pixel_values=pixels.to(model.device, model.dtype)).logits.float()
                 rank, loss = judge(logits, classes[indices].to(logits.device))
-                ranks += rank.tolist()
-                losses += loss.tolist()
-                progress.detail(f"{len(ranks) / (time.perf_counter() - began):.0f} images/s")
+                own += zip((mine[index] for index in indices), rank.tolist(), loss.tolist(), strict=True)
+                progress.detail(f"{model.ranks.size * len(own) / (time.perf_counter() - began):.0f} images/s")
                 progress.step()
-        if not ranks:
-            raise InputError(f"none of {len(self.samples):,} images of {self.name} can be read: {some(stream.damaged)}")
+        judged = sorted(one for part in model.ranks.gather(own) for one in part)
+        damaged = [one for part in model.ranks.gather(stream.damaged) for one in part]
+        if not judged:
+            raise InputError(f"none of {len(self.samples):,} images of {self.name} can be read: {some(damaged)}")
+        ranks, losses = [rank for _, rank, _ in judged], [loss for _, _, loss in judged]
         speed = {"images_per_second": round(len(ranks) / (time.perf_counter() - began), 1)}
-        values = {"metric": self.metric, **_metrics(ranks, losses), **_facts(model, stream.damaged), **speed}
+        values = {"metric": self.metric, **_metrics(ranks, losses), **_facts(model, damaged), **speed}
         items = {"top1": [100.0 * (rank == 0) for rank in ranks], "cross_entropy": losses}
         return Scored({**self.protocol, **values}, items)
 

@@ -46,8 +46,8 @@ def row_losses(model: Model, samples: Samples, progress: Progress, title: str) -
     """Next-token losses of each row, summed over the row, float64 [N]. The model is streamed block by block, and may
     exceed the memory.
     """
-    size = max(1, min(64, LOGIT_BYTES // (4 * samples.positions * model.classes)))
-    parts = model.batches(samples, size)
+    ranks, size = model.ranks, max(1, min(64, LOGIT_BYTES // (4 * samples.positions * model.classes)))
+    parts = model.shared(samples, ranks.size * size)
     losses: dict[int, Tensor] = {}
     progress.stage(title, len(model.blocks))
 
@@ -59,7 +59,10 @@ def row_losses(model: Model, samples: Samples, progress: Progress, title: str) -
             with model.blocks[stop.index].loaded(model.device):
                 stop.hand_on()
             progress.step()
-    return torch.cat([losses[key] for key in range(len(parts))])
+    rows_N = torch.zeros(len(samples), dtype=torch.float64)
+    rows_N[list(ranks.mine(len(samples)))] = torch.cat([losses[key] for key in range(len(parts))])
+    ranks.sum([rows_N])
+    return rows_N
 
 
 def next_token_losses(logits: Tensor, ids: Tensor) -> Tensor:

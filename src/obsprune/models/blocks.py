@@ -112,6 +112,13 @@ class Block:
         for name, tensor in self.carried.items():
             tensor.copy_(tensors[name])
 
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts what `tensors` gives into the module: as `loaded` would read it from a shard."""
+        own = self.module.state_dict()
+        for name, tensor in self.names.join(tensors).items():
+            if (inner := self._inner(name)) in own:
+                own[inner].copy_(tensor)
+
     def tensors(self) -> dict[str, Tensor]:
         """The block as a shard has it: what has changed from the module, the rest as stored, bit for bit."""
         tensors, own = self.checkpoint.read(self.keys), self.module.state_dict()

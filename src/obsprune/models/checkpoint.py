@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -15,12 +16,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from obsprune.errors import InputError, OutputError
+from obsprune.errors import InputError, OutputError, first_line
+from obsprune.models.caution import is_file, json_values, refuse_links, unique
 from obsprune.models.files import FILE_KINDS, SAFETENSORS, FileKind, Header
 
 INDEX = SAFETENSORS.index
 SINGLE = SAFETENSORS.single
 CONFIG = "config.json"
+QUANTISED = re.compile(
+    r"\.(qweight|qzeros|g_idx|SCB|weight_packed|weight_scale|weight_scale_inv|weight_zero_point|absmax|quant_map)$"
+    r"|\.quant_state\.|_proj_(blocks|scales)$"
+)
+"""Names that GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8 and MXFP4 checkpoints have."""
 SIDE_FILES = ("*.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 
 read_headers, read_tensors = SAFETENSORS.headers, SAFETENSORS.read
@@ -42,9 +49,12 @@ class Checkpoint(ABC):
         kind = next((kind for kind in FILE_KINDS if kind.found(directory)), None)
         if kind is None:
             raise InputError(f"{directory} holds no {SINGLE} and no {INDEX}{_others(directory)}")
+        refuse_links(directory, (*SIDE_FILES, *kind.patterns))
         headers: dict[str, Header] = {}
-        for file in sorted(_files(directory, kind)):
-            headers |= kind.headers(directory / file)
+        for file, promised in sorted(_files(directory, kind).items()):
+            found = kind.headers(directory / file)
+            _check_shard(directory / file, found, promised, headers)
+            headers |= found
         return FileCheckpoint(directory, headers, kind)
 
     @abstractmethod
@@ -85,21 +95,35 @@ class FileCheckpoint(Checkpoint):
         return [self.directory / file for file in sorted({header.file for header in self.headers.values()})]
 
 
-def _files(directory: Path, kind: FileKind) -> set[str]:
-    """The weight files of a checkpoint, all of them present and inside the directory."""
+def _files(directory: Path, kind: FileKind) -> dict[str, set[str]]:
+    """The weight files of a checkpoint, all of them present and inside the directory, and what should be in each."""
     index = directory / kind.index
     if not index.is_file():
-        return {kind.single}
+        return {kind.single: set()}
     try:
-        named = {str(file) for file in json.loads(index.read_text())["weight_map"].values()}
+        weight_map = json_values(index, unique)["weight_map"].items()
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index} is not a {kind.name} index: {error}") from error
+        raise InputError(f"{index} is not a {kind.name} index: {first_line(error)}") from error
+    named: dict[str, set[str]] = {}
+    for key, file in weight_map:
+        named.setdefault(str(file), set()).add(key)
     for file in named:
-        if Path(file).name != file:
+        if file != Path(file).name or "\\" in file or "\0" in file or file == "..":
             raise InputError(f"{index} names '{file}', which is outside the checkpoint's directory")
-        if not (directory / file).is_file():
+        if not is_file(directory / file):
             raise InputError(f"{directory} lacks '{file}', which its index names; download the checkpoint again")
     return named
+
+
+def _check_shard(path: Path, found: Mapping[str, Header], promised: set[str], before: Mapping[str, Header]) -> None:
+    """Raises InputError when a file lacks what the index says of it, holds what another holds, or is quantised."""
+    if lacking := promised - found.keys():
+        raise InputError(f"{path} lacks {min(lacking)}, which the index says it holds; download the checkpoint again")
+    for key in sorted(found):
+        if key in before:
+            raise InputError(f"{key} is in {before[key].file} and in {path}; download the checkpoint again")
+        if QUANTISED.search(key):
+            raise InputError(f"{path} is quantised (it holds {key}); prune the unquantised checkpoint it was made from")
 
 
 def _others(directory: Path) -> str:
@@ -152,8 +176,8 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """One text file, atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    """One text file in UTF-8, atomically; what is no text (half a pair, from somebody's JSON) is spelt out."""
+    write_atomic(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def write_index(directory: Path) -> None:
@@ -168,6 +192,7 @@ def write_index(directory: Path) -> None:
 
 def copy_side_files(source: Path, directory: Path) -> None:
     """Tokenizer, generation config, licence and the like; the config comes last, since it makes the result loadable."""
+    refuse_links(source, SIDE_FILES)
     paths = {path for pattern in SIDE_FILES for path in source.glob(pattern)}
     indexes = {kind.index for kind in FILE_KINDS}
     for path in sorted(paths, key=lambda path: (path.name == CONFIG, path.name)):

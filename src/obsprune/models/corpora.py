@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from glob import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from obsprune.errors import InputError, nearest
+from obsprune.errors import InputError, first_line, nearest
+from obsprune.models.caution import is_dir, is_file
 from obsprune.models.checkpoint import read_headers, read_tensors
 from obsprune.models.text import Corpus, Documents, TokenRows
 
 SEPARATOR = "<|endoftext|>"
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+DEEPEST = 100
+"""Lists and objects inside one another in a line of JSON."""
+TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+STEPS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 C4 = {"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"}
 
 
@@ -38,7 +47,7 @@ def open_corpus(source: str, how: Reading, split: str = "train") -> Corpus:
         return Documents(source, NAMED[source](split), how.tokenizer, how.seqlen, how.vocabulary)
     name, _, tensor = source.partition(".safetensors")
     path = Path(f"{name}.safetensors" if tensor or source.endswith(".safetensors") else source).expanduser()
-    if not path.is_file():
+    if not is_file(path):
         _refuse(source, path)
     if path.suffix == ".safetensors":
         ids = read_token_rows(path, tensor.removeprefix(":") or "input_ids")
@@ -47,7 +56,7 @@ def open_corpus(source: str, how: Reading, split: str = "train") -> Corpus:
 
 
 def _refuse(source: str, path: Path) -> None:
-    if path.is_dir():
+    if is_dir(path):
         raise InputError(
             f"{source} is a directory; give a file of it (.txt, .jsonl, .json, .csv, .parquet, .safetensors)"
         )
@@ -58,7 +67,10 @@ def _refuse(source: str, path: Path) -> None:
 
 def read_documents(path: Path, text_column: str | None = None) -> Sequence[str]:
     """The texts of a file. Raises InputError when it cannot be read, or holds none."""
-    texts = read_text(path) if path.suffix == ".txt" else read_table(path, text_column)
+    try:
+        texts = read_text(path) if path.suffix == ".txt" else read_table(path, text_column)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not len(texts):
         raise InputError(f"{path} is empty: it holds no text")
     return texts
@@ -79,17 +91,66 @@ def read_table(path: Path, text_column: str | None) -> Sequence[str]:
     kind = LOADERS.get(path.suffix)
     if kind is None:
         raise InputError(f"{path}: unknown kind of file; known: .txt, .safetensors, {', '.join(LOADERS)}")
-    return _text_column(path, kind, text_column) if path.stat().st_size else []
+    if not path.stat().st_size:
+        return []
+    if reason := CHECKS[kind](path):
+        raise InputError(f"{path} cannot be read as {kind}: {reason}")
+    return _text_column(path, kind, text_column)
+
+
+def _json_unfit(path: Path) -> str | None:
+    """Why pyarrow must not see a file: it unpacks what looks like an archive, and nulls in the place of objects and
+    deep nesting end the process.
+    """
+    with path.open("rb") as file:
+        first = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        file.seek(0)
+        if first == b"[":
+            return _list_unfit(file.read())
+        if first != b"{":
+            return "it begins with neither { nor ["
+        return next((told for number, line in enumerate(file, 1) if (told := _line_unfit(number, line))), None)
+
+
+def _list_unfit(text: bytes) -> str | None:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return first_line(error)
+    alike = any(all(isinstance(value, kind) for value in values) for kind in (dict, str))
+    return None if alike and _depth(text) <= DEEPEST else "it is no list of objects, nor of texts"
+
+
+def _line_unfit(number: int, line: bytes) -> str | None:
+    if line.lstrip().startswith(b"null"):
+        return f"line {number} begins with null; give one object on each line"
+    deep = line.count(b"[") + line.count(b"{") > DEEPEST and _depth(line) > DEEPEST
+    return f"line {number} is nested more than {DEEPEST} deep" if deep else None
+
+
+def _depth(line: bytes) -> int:
+    """How many lists and objects are open at once in a line of JSON."""
+    steps = (STEPS.get(match[0], 0) for match in TOKENS.finditer(line))
+    return max(accumulate(steps), default=0)
+
+
+def _csv_unfit(path: Path) -> str | None:
+    with path.open("rb") as file:
+        return "it is no text" if b"\0" in file.read(512) else None
+
+
+def _parquet_unfit(path: Path) -> str | None:
+    with path.open("rb") as file:
+        return None if file.read(4) == b"PAR1" else "it does not begin as such files do"
 
 
 def _text_column(path: Path, kind: str, text_column: str | None) -> Sequence[str]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
     try:
-        table = load_dataset(kind, data_files=str(path), split="train")
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as {kind}: {error.__cause__ or error}") from error
+        table = load_dataset(kind, data_files=escape(str(path)), split="train")
+    except Exception as error:  # a damaged file: pyarrow, pandas and the library itself have no common error
+        raise InputError(f"{path} cannot be read as {kind}: {first_line(error.__cause__ or error)}") from error
     column = text_column or ("text" if "text" in table.column_names else _only_text_column(path, table))
     if column not in table.column_names:
         raise InputError(f"{path} has no column '{column}'; {nearest(column, table.column_names)}")
@@ -148,4 +209,10 @@ def _c4(split: str) -> Sequence[str]:
     return texts if split == "train" else [" ".join(texts[:1100])]
 
 
+CHECKS: dict[str, Callable[[Path], str | None]] = {
+    "json": _json_unfit,
+    "csv": _csv_unfit,
+    "parquet": _parquet_unfit,
+}
+"""By kind: why a file cannot be one; None when it may."""
 NAMED: dict[str, Callable[[str], Sequence[str]]] = {"wikitext2": _wikitext2, "c4": _c4}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from obsprune.errors import InputError, first_line
+from obsprune.models.caution import unique
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -77,7 +80,8 @@ class Safetensors(FileKind):
             with safe_open(path, "pt") as file:
                 slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
                 found = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
-        except (SafetensorError, OSError) as error:
+            _check_names(path)
+        except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path} is truncated or no safetensors file ({error}); download it again") from error
         return {key: _header(path, key, DTYPES.get(dtype), shape, dtype) for key, (dtype, shape) in found.items()}
 
@@ -89,6 +93,13 @@ class Safetensors(FileKind):
             raise InputError(f"{path} cannot be read ({error}); download it again") from error
 
 
+def _check_names(path: Path) -> None:
+    """Raises ValueError for a name that is there twice: whatever else is wrong with a header, safetensors refuses."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        json.loads(file.read(length), object_pairs_hook=unique)
+
+
 @final
 class Pickled(FileKind):
     """What torch.save writes: read without running anything that a file may hold, mapped into memory, not loaded."""
@@ -97,10 +108,13 @@ class Pickled(FileKind):
     patterns = ("pytorch_model*.bin",)
 
     def headers(self, path: Path) -> dict[str, Header]:
-        known = set(DTYPES.values())
+        known, mapped = set(DTYPES.values()), self._mapped(path)
+        for key, tensor in mapped.items():
+            if tensor.nbytes > path.stat().st_size:  # one number, repeated
+                raise InputError(f"{path}: tensor {key} says it has {tensor.nbytes:,} bytes, more than the file has")
         return {
             key: _header(path, key, tensor.dtype if tensor.dtype in known else None, tensor.shape, str(tensor.dtype))
-            for key, tensor in self._mapped(path).items()
+            for key, tensor in mapped.items()
         }
 
     def read(self, path: Path, keys: Iterable[str]) -> dict[str, Tensor]:
@@ -122,7 +136,7 @@ class Pickled(FileKind):
                 f"{path} is truncated or no PyTorch file ({first_line(error)}); download it again"
             ) from error
         plain = isinstance(held, dict) and all(isinstance(tensor, Tensor) for tensor in held.values())
-        if not plain or not all(tensor.layout == torch.strided for tensor in held.values()):
+        if not plain or not all(tensor.layout == torch.strided and tensor.is_cpu for tensor in held.values()):
             raise InputError(f"{path} is no table of tensors by name; save the model with save_pretrained")
         return {str(key): tensor for key, tensor in held.items()}
 

@@ -174,7 +174,7 @@ class ImageClassifier(Kind):
         return int(config.num_labels)
 
     def processor(self, directory: Path, trust_remote_code: bool) -> Any:
-        return load_processor(directory)
+        return load_processor(directory, trust_remote_code)
 
     def open(self, wish: Wish, config: Any, processor: Callable[[], Any]) -> tuple[Source, list[str]]:
         if wish.name in NAMED:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from obsprune.errors import InputError
+from obsprune.models.caution import is_file
 
 NUMBER = re.compile(r"[+-]?[0-9]+")
 WORDNET = re.compile(r"n[0-9]{8}")
@@ -185,7 +186,7 @@ def read_labels(path: Path, labels: Labels) -> tuple[list[Row], Found]:
     Raises InputError, which tells the line, for a missing column, a missing image and an unknown class.
     """
     rows = list(_rows(path))
-    missing = [row for row in rows if not _is_file(path.parent / row.path)]
+    missing = [row for row in rows if not is_file(path.parent / row.path)]
     if missing:
         raise InputError(
             f"{path} line {missing[0].line} names the image {missing[0].path}, which is not there ({len(missing):,} of "
@@ -249,10 +250,3 @@ def _split(file: TextIO, separator: str | None) -> Iterator[tuple[int, list[str]
     reader = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
     for cells in reader:
         yield reader.line_num, [cell.strip() for cell in cells]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a line of prose is too long for a name
-        return False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from obsprune.errors import InputError, first_line
+from obsprune.models.caution import is_dir, is_file
 from obsprune.models.labels import SEPARATORS as LABELS_FILES
 from obsprune.models.labels import Found, Labels, UnknownClass, read_labels
 from obsprune.models.pixels import Cells, Files, Pictures
@@ -44,10 +45,10 @@ def find_layout(source: str, labels: Labels, split: str) -> Layout:
 
 def _find(source: str, labels: Labels, split: str) -> Layout:
     path = Path(source).expanduser()
-    if path.is_dir():
+    if is_dir(path):
         saved = any((path / name).is_file() for name in SAVED)
         return _saved(path, labels, split) if saved else _folder(path, labels, split)
-    if path.is_file():
+    if is_file(path):
         return _labels_file(path, labels)
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or path.suffix.lower() in LABELS_FILES:
         raise InputError(f"there is no file or folder {source}")

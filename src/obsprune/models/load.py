@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any, TypedDict, Unpack
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig
 
 from obsprune.errors import InputError, first_line
+from obsprune.models.activations import Choose, chooser, on_device
 from obsprune.models.blocks import Block, assign, find_blocks, require
+from obsprune.models.caution import is_dir, is_file
 from obsprune.models.checkpoint import CONFIG, Checkpoint
 from obsprune.models.choice import choose_matrices
+from obsprune.models.config import read_config
 from obsprune.models.experts import watchable
 from obsprune.models.files import FILE_KINDS
 from obsprune.models.hub import download
@@ -28,6 +30,7 @@ from obsprune.models.meta import META
 from obsprune.models.names import Names, names_of
 from obsprune.models.samples import Batch, Samples, Source
 from obsprune.models.walk import Walk
+from obsprune.ranks import ALONE, Ranks
 
 DEMO = "demo"
 RUNNING = ("running_mean", "running_var")
@@ -39,7 +42,8 @@ COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16
 class Model:
     """A model ready to be walked: everything but the blocks in memory, the blocks on meta until they are loaded.
 
-    names: how all its tensors are stored; skipped: {weight's name: why it is not pruned}.
+    names: how all its tensors are stored; skipped: {weight's name: why it is not pruned}; activations: where those of
+    waiting batches live.
     """
 
     kind: Kind
@@ -54,6 +58,8 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     trust_remote_code: bool
+    ranks: Ranks
+    activations: Choose = on_device
 
     @property
     def matrices(self) -> list[Matrix]:
@@ -85,6 +91,11 @@ class Model:
         """A source of samples for this model, and what the user should know about it. Raises InputError."""
         return self.kind.open(wish, self.config, lambda: self.processor)
 
+    def shared(self, samples: Samples, size: int) -> list[Batch]:
+        """The part of this process of `batches`: as many as all others have, together of `size` samples each."""
+        mine = samples.take(self.ranks.mine(len(samples)))
+        return self.batches(mine, self.ranks.part(len(samples), size))
+
     def batches(self, samples: Samples, size: int) -> list[Batch]:
         """Keyword arguments of the network, `size` samples each, on its device and in its dtype."""
         return [
@@ -98,8 +109,15 @@ class Model:
         finish: Callable[[int, Any], None] = lambda key, output: None,
         record: bool = False,
     ) -> Walk:
-        """Batches on their way through the network, which stop at every block (models/walk.py)."""
-        return Walk(self.network, [block.module for block in self.blocks], batches, finish, record)
+        """Batches on their way through the network, which stop at every block (models/walk.py). What autograd follows
+        (`record`) stays on the device.
+        """
+        choose = on_device if record else self.activations
+        return Walk(self.network, [block.module for block in self.blocks], batches, finish, record, choose)
+
+    def keeping(self, activations: str, folder: Path) -> Model:
+        """The same model, whose waiting activations live elsewhere (models/activations.py: chooser)."""
+        return replace(self, activations=chooser(activations, self.device, folder))
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
@@ -130,7 +148,7 @@ def suitable(model: Model) -> Iterator[None]:
     """While open, a model that refuses its input (images of another size) raises InputError."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # each layer says it in its own way
         raise InputError(f"a {model.config.model_type} model refuses its input: {first_line(error)}") from error
 
 
@@ -142,9 +160,9 @@ def locate(name: str, revision: str | None = None, token: str | None = None) -> 
     if name == DEMO:
         return Path(str(files("obsprune"))) / "demo"
     path = Path(name).expanduser()
-    if path.is_dir():
+    if is_dir(path):
         return _checked(path)
-    if path.exists():
+    if is_file(path):
         raise InputError(f"{name} is a file; give the checkpoint's directory")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise InputError(f"there is no directory {name}")
@@ -163,21 +181,10 @@ def _checked(directory: Path) -> Path:
     raise InputError(f"{directory} is not a checkpoint: it has no {CONFIG}")
 
 
-def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
-    """The config of a model. Raises InputError when it is damaged or quantised."""
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except Exception as error:  # remote code, unknown architectures and broken JSON all end here
-        raise InputError(f"{directory / CONFIG} cannot be used: {first_line(error)}") from error
-    if getattr(config, "quantization_config", None):
-        raise InputError(f"{directory} is quantised; prune the unquantised checkpoint it was made from")
-    return config
-
-
 class Asked(TypedDict, total=False):
     """How a checkpoint is opened. dtype: of the forward passes (`auto`: as stored; float16 is computed in float32 on a
     CPU); blocks: a pattern of their names; skip: regular expressions of matrices' names that stay dense; depthwise:
-    prune depthwise convolutions, too.
+    prune depthwise convolutions, too; ranks: the processes that share the work.
     """
 
     revision: str | None
@@ -188,6 +195,7 @@ class Asked(TypedDict, total=False):
     skip: list[str] | None
     depthwise: bool
     trust_remote_code: bool
+    ranks: Ranks
 
 
 def load(name: str, **asked: Unpack[Asked]) -> Model:
@@ -206,7 +214,8 @@ def outline(name: str, **asked: Unpack[Asked]) -> Model:
     trust_remote_code = asked.get("trust_remote_code", False)
     config = read_config(checkpoint.directory, trust_remote_code)
     kind = kind_of(config)
-    place = choose_device(asked.get("device", "auto"))
+    ranks = asked.get("ranks", ALONE)
+    place = choose_device(ranks.device(asked.get("device", "auto")))
     compute = choose_dtype(asked.get("dtype", "auto"), checkpoint, place)
     network = _skeleton(kind, config, compute, trust_remote_code)
     names = names_of(network, checkpoint.headers)
@@ -217,7 +226,19 @@ def outline(name: str, **asked: Unpack[Asked]) -> Model:
     skip, depthwise = asked.get("skip") or [], asked.get("depthwise", False)
     skipped = choose_matrices(kind, network, blocks, checkpoint, names, skip, depthwise)
     return Model(
-        kind, network, config, directory, checkpoint, names, blocks, rest, skipped, place, compute, trust_remote_code
+        kind,
+        network,
+        config,
+        directory,
+        checkpoint,
+        names,
+        blocks,
+        rest,
+        skipped,
+        place,
+        compute,
+        trust_remote_code,
+        ranks,
     )
 
 
@@ -254,10 +275,10 @@ def _skeleton(kind: Kind, config: Any, dtype: torch.dtype, trust_remote_code: bo
     with init_empty_weights(include_buffers=False):  # buffers no checkpoint holds (rotary frequencies) stay real
         try:
             network: Any = kind.auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-        except (TypeError, ImportError) as error:  # several classes for one config and none named; a package is missing
+        except Exception as error:  # no class named, a package missing, impossible sizes: each fails in its own way
             raise InputError(
                 f"transformers cannot make a {config.model_type} model of this config ({first_line(error)}); "
-                "name its class as `architectures` there, or install what it asks for"
+                "name its class as `architectures` there, install what it asks for, or download the config again"
             ) from error
     watchable(network)
     return network.eval().requires_grad_(False)

@@ -9,7 +9,6 @@ transformers' convert_llama_weights_to_hf.py.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from obsprune.errors import InputError
+from obsprune.models.caution import read_json, refuse_links
 from obsprune.models.checkpoint import CONFIG, Checkpoint
 from obsprune.models.files import PICKLED, Header, Layout
 from obsprune.models.meta_tokenizer import TOKENIZER, convert_tokenizer
@@ -54,9 +54,9 @@ class Params:
     def read(cls, path: Path) -> Params:
         """Raises InputError when the file is damaged, is another model's, or lacks a size."""
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            told = read_json(path)
             strange = sorted(told.keys() - KNOWN)
-        except (ValueError, AttributeError) as error:
+        except AttributeError as error:
             raise InputError(f"{path} is damaged ({error}); download it again") from error
         if strange:
             raise InputError(f"{path} says {', '.join(strange)}, which no Llama has; use the Hugging Face version")
@@ -69,7 +69,7 @@ class Params:
             )  # fmt: skip
         except KeyError as error:
             raise InputError(f"{path} does not say {error}; download it again") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path} is damaged ({error}); download it again") from error
         return params._checked()
 
@@ -166,6 +166,7 @@ class MetaLayout(Layout):
 
     def open(self, directory: Path) -> MetaCheckpoint:
         """Reads params.json and the headers of all parts. Raises InputError when they do not make a whole Llama."""
+        refuse_links(directory, (PARAMS, *self.patterns, TOKENIZER, *LICENCES))
         params = Params.read(directory / PARAMS)
         parts = _parts(directory, *self.patterns)
         headers = [PICKLED.headers(part) for part in parts]

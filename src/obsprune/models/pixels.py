@@ -36,10 +36,11 @@ CROP_PCT_BELOW = 384
 # ------------------------------------------------------------------------------------------------ the processor
 
 
-def load_processor(directory: Path) -> Any:
+def load_processor(directory: Path, trust_remote_code: bool = False) -> Any:
     """The image processor of a checkpoint, the one that works with PIL. Raises InputError when there is none."""
+    make: Any = AutoImageProcessor.from_pretrained
     try:
-        return AutoImageProcessor.from_pretrained(directory, backend="pil")  # type: ignore[no-untyped-call]
+        return make(directory, backend="pil", trust_remote_code=trust_remote_code)  # unsaid, it would ask on stdin
     except Exception as error:  # every processor class fails in its own way
         raise InputError(
             f"{directory} has no usable image processor ({first_line(error)}); "
@@ -54,8 +55,16 @@ def pixels(processor: Any, image: Image.Image) -> Array:
 
 
 def output_size(processor: Any) -> tuple[int, int]:
-    """Height and width of what the model is given. Raises InputError when they depend on the image."""
-    shapes = {pixels(processor, Image.new("RGB", size)).shape[-2:] for size in ((320, 256), (256, 320))}
+    """Height and width of what the model is given. Raises InputError when they depend on the image, or the processor's
+    settings cannot be carried out.
+    """
+    try:
+        shapes = {pixels(processor, Image.new("RGB", size)).shape[-2:] for size in ((320, 256), (256, 320))}
+    except Exception as error:  # every setting fails in its own way
+        raise InputError(
+            f"the image processor fails ({first_line(error)}); mend preprocessor_config.json, or copy it from the "
+            "model this one was made from"
+        ) from error
     if len(shapes) > 1:
         told = " or ".join(f"{height}×{width}" for height, width in sorted(shapes))
         raise InputError(

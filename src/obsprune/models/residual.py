@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,14 @@ class Junction:
     index: int
     layout: int
     scale_R: Tensor
+
+    def apart(self) -> Junction:
+        """For another process."""
+        return replace(self, module=nn.Identity(), scale_R=self.scale_R.cpu())
+
+    def at(self, module: nn.Module, device: torch.device) -> Junction:
+        """The same place of this process's network."""
+        return replace(self, module=module, scale_R=self.scale_R.to(device))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from obsprune.errors import InputError
+from obsprune.errors import InputError, first_line
 from obsprune.models.samples import Batch, Samples, Source
 
 BATCH_TOKENS = 8192
@@ -121,7 +121,15 @@ class Documents(Corpus):
         return self._cut(self.texts, None)
 
     def _cut(self, texts: Iterable[str], rows: int | None) -> Tensor:
-        return cut(tokenise(self.tokenizer(), texts, None if rows is None else rows * self.seqlen), self.seqlen)
+        tokenizer, enough = self.tokenizer(), None if rows is None else rows * self.seqlen
+        try:
+            stream = tokenise(tokenizer, texts, enough)
+        except Exception as error:  # both are looked at only now: a table's cells, a tokenizer's settings
+            raise InputError(
+                f"{self.name} cannot be read, or not turned into tokens ({first_line(error)}); mend it or the model's "
+                "tokenizer, or give token ids: --dataset FILE.safetensors"
+            ) from error
+        return cut(stream, self.seqlen)
 
     @property
     def joined(self) -> str:

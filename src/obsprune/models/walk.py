@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, final
+from weakref import ReferenceType, ref
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from obsprune.errors import WalkMismatch
+from obsprune.models.activations import COPIES, Activations, Choose, OnDevice, address, movable, on_device, trim_heap
 
 Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 FLOOR_LEVELS = 20
@@ -105,13 +108,18 @@ class Stop:
         """The block's output (whatever the block returns) for one batch, with its weights as they are now; `record`:
         with its graph.
         """
-        block, args, kwargs = self._walk.calls[key]
+        args, kwargs = self.call(key)
         with torch.set_grad_enabled(record):
-            return self._walk.forwards[block](*args, **kwargs)
+            return self._walk.forwards[self.module](*args, **kwargs)
 
     def call(self, key: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments (args, kwargs) one batch brings to the block."""
-        return self._walk.calls[key][1:]
+        """The arguments (args, kwargs) one batch brings to the block, on the device."""
+        args, kwargs = self._walk.activations.read(self._walk.calls[key][1:])
+        return args, kwargs
+
+    def keep(self, output: Any) -> None:
+        """For an output that somebody holds on to: it goes, in place, to where the waiting activations live."""
+        self._walk.put(output)
 
     def leave(self, key: int, output: Any) -> None:
         """Sends one batch on with `output`; its arguments are forgotten first: one copy of activations suffices."""
@@ -130,7 +138,8 @@ class Walk:
 
     network: the model; blocks: the modules to stop at, in the order of the forward; batches: keyword arguments of the
     model; finish(key, output): called with the model's own output when a batch has gone all the way; record: what the
-    model does between its blocks is recorded for autograd (the blocks themselves never are: `Stop.run`).
+    model does between its blocks is recorded for autograd (the blocks themselves never are: `Stop.run`); choose: where
+    the activations of waiting batches live, asked when the first batch has come to its first block.
     Raises WalkMismatch when batches take different ways or a block comes twice.
     """
 
@@ -141,14 +150,25 @@ class Walk:
         batches: Sequence[Mapping[str, Tensor]],
         finish: Callable[[int, Any], None] = lambda key, output: None,
         record: bool = False,
+        choose: Choose = on_device,
     ) -> None:
         self.network, self.blocks, self.finish = network, list(blocks), finish
         self.drivers = {key: _Driver(network, batch, record) for key, batch in enumerate(batches)}
         self.running: int | None = None
         self.calls: dict[int, Call] = {}
         self.forwards: dict[nn.Module, Callable[..., Any]] = {}
+        self.choose = choose
+        self.activations: Activations = OnDevice()
+        self.held: dict[int, list[ReferenceType[Tensor]]] = {key: [] for key in self.drivers}
+        self.hooks: list[RemovableHandle] = []
+        own = [*network.parameters(), *network.buffers(), *(x for batch in batches for x in batch.values())]
+        self.spared = {address(x) for x in own if isinstance(x, Tensor)}
 
     def __enter__(self) -> Walk:
+        inside = {module for block in self.blocks for module in block.modules()}
+        for module in self.network.modules():
+            if module not in inside:
+                self.hooks.append(module.register_forward_hook(self._note))
         for block in self.blocks:
             self.forwards[block] = block.forward
             block.forward = _meeting(block, block.forward)
@@ -157,6 +177,8 @@ class Walk:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for hook in self.hooks:
+            hook.remove()
         for block in self.forwards:
             del block.forward
         self.calls.clear()
@@ -167,6 +189,8 @@ class Walk:
     def __iter__(self) -> Iterator[Stop]:
         for key in self.drivers:
             self.resume(key)
+            if key == 0:
+                self._settle()
         visited: set[nn.Module] = set()
         while self.calls:
             block = self._meeting_place()
@@ -175,6 +199,7 @@ class Walk:
                     f"{self._name(block)} is run twice in one forward (shared layers); this is unsupported"
                 )
             visited.add(block)
+            trim_heap()
             yield Stop(self, self.blocks.index(block), last=len(visited) == len(self.blocks))
         for block in self.blocks:
             if block not in visited:
@@ -188,12 +213,34 @@ class Walk:
     def resume(self, key: int, *value: Any) -> None:
         """Lets one batch run to the next block or to the end, and notes that; `running` is its key meanwhile."""
         self.running = key
-        at = self.drivers[key].resume(*value)
-        self.running = None
-        if self.drivers[key].dead:
-            self.finish(key, at)
-        else:
-            self.calls[key] = at
+        with self.activations.awake(self._holding(key)):
+            at = self.drivers[key].resume(*value)
+            self.running = None
+            if self.drivers[key].dead:
+                self.finish(key, at)
+                return
+        self.calls[key] = at
+        self.held[key] = [ref(x) for x in {*self._holding(key), *movable(at)}]
+        self.put(self._holding(key))
+
+    def put(self, tree: Any) -> None:
+        """Lets the large tensors of a tree lie where the waiting activations live."""
+        self.activations.put(x for x in movable(tree) if address(x) not in self.spared)
+
+    def _settle(self) -> None:
+        """Chooses where activations live, by what the first batch has brought to its first block."""
+        large = {address(x): x.untyped_storage().nbytes() for x in movable(self.calls.get(0))}
+        self.activations = self.choose(int(COPIES * sum(large.values()) * len(self.drivers)))
+        self.put(self._holding(0))
+
+    def _holding(self, key: int) -> list[Tensor]:
+        """The large tensors that one batch keeps alive while it sleeps."""
+        return [x for held in self.held[key] if (x := held()) is not None]
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The model's forward may hold on to what a module outside the blocks gave: an embedding."""
+        if self.running is not None:
+            self.held[self.running] += map(ref, movable(output))
 
     def _meeting_place(self) -> nn.Module:
         places = {call[0] for call in self.calls.values()}

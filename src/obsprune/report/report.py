@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import resource
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from obsprune import __version__
 from obsprune.engine.rundir import REPORT, RunDir
 from obsprune.errors import InputError
 from obsprune.evaluate.paired import beside, paired
+from obsprune.models.caution import read_json
 from obsprune.models.checkpoint import write_text
 from obsprune.models.load import Model
 
@@ -27,7 +29,14 @@ Report = dict[str, Any]
 
 
 def build_report(
-    run: RunDir, recipe: Report, model: Model, data: Report, notices: list[str], seconds: float, command: str
+    run: RunDir,
+    recipe: Report,
+    model: Model,
+    data: Report,
+    notices: list[str],
+    seconds: float,
+    command: str,
+    memory: Mapping[str, int],
 ) -> Report:
     """Everything a reader of the result may ask, as plain values."""
     matrices = _matrices(run, model)
@@ -44,12 +53,20 @@ def build_report(
         "skipped": model.skipped,
         "warnings": [*notices, *_rescues(matrices, recipe)],
         "seconds": {"total": seconds, **_seconds(run)},
+        "memory": dict(memory),
         **_environment(),
     }
 
 
 def build_training_report(
-    run: RunDir, recipe: Report, model: Model, data: Report, notices: list[str], seconds: float, command: str
+    run: RunDir,
+    recipe: Report,
+    model: Model,
+    data: Report,
+    notices: list[str],
+    seconds: float,
+    command: str,
+    memory: Mapping[str, int],
 ) -> Report:
     """The same of `train-prune`, with its steps instead of rounds, and what was trained."""
     matrices, steps = _matrices(run, model), _steps(run)
@@ -70,6 +87,7 @@ def build_training_report(
             "steps": float(sum(step["seconds"] for step in steps)),
             "evaluation": float(sum(e["seconds"] for e in run.events if e["kind"] == "score")),
         },
+        "memory": dict(memory),
         **_environment(),
     }
 
@@ -142,6 +160,7 @@ def _scores(run: RunDir) -> Report:
             score = {key: value for key, value in event.items() if key not in ("kind", "task", "who", "items")}
             scores.setdefault(event["task"], {})[event["who"]] = score
             items[event["task"], event["who"]] = event["items"]
+    scores = {task: pair for task, pair in scores.items() if "pruned" in pair}  # others were asked for formerly
     for task, pair in scores.items():
         pair |= beside(pair["pruned"], pair["dense"])
         pair["paired"] = paired(items[task, "pruned"], items[task, "dense"])
@@ -223,10 +242,7 @@ def read_report(directory: Path) -> Report:
     path = directory / REPORT
     if not path.is_file():
         raise InputError(f"{directory} has no {REPORT}: it was not made by obsprune, or the run is not finished")
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+    report = read_json(path)
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise InputError(f"{path} is not a report of this version (schema {SCHEMA})")
     return report

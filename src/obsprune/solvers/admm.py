@@ -54,6 +54,7 @@ class Scaled(State):
 class ADMM(Solver[Scaled]):
     """damping: λ as a share of the mean diagonal. inner: iterations at each ρ. polish: PCG steps on the final mask."""
 
+    workspace = (13, 9)  # N, A, and an inverse for each penalty
     damping: float = 0.01
     inner: int = 6
     polish: int = 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -55,7 +55,12 @@ S = TypeVar("S", bound=State)
 
 
 class Solver(ABC, Generic[S]):
-    """A method for the layer problem. A frozen dataclass: its fields are its options, in recipe and CLI alike."""
+    """A method for the layer problem. A frozen dataclass: its fields are its options, in recipe and CLI alike.
+
+    workspace: what it holds beside the Gram for one matrix: so many squares [C, C], and matrices [R, C], of its dtype.
+    """
+
+    workspace: ClassVar[tuple[int, int]]
 
     @abstractmethod
     def prepare(self, gram: Gram) -> S:

@@ -33,6 +33,11 @@ class Compensated(Solver[CentredState]):
 
     inner: AnySolver
 
+    @property
+    def workspace(self) -> tuple[int, int]:  # type: ignore[override]  # as the inner one's, and its own
+        squares, rectangles = self.inner.workspace
+        return squares + 2, rectangles + 0
+
     def prepare(self, gram: Gram) -> CentredState:
         centred = gram.centred()
         inner = self.inner.prepare(centred)

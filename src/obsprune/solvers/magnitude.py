@@ -17,6 +17,8 @@ from obsprune.solvers.base import Solver, State
 class Magnitude(Solver[State]):
     """Score |w|. Looks at no data; the Gram only measures the loss."""
 
+    workspace = (0, 3)
+
     def prepare(self, gram: Gram) -> State:
         return State(gram, damping=0.0)
 

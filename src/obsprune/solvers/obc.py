@@ -34,6 +34,7 @@ class Inverted(State):
 class OBC(Solver[Inverted]):
     """damping: λ as a share of the mean diagonal. The sweep runs in float64: C eliminations use up float32."""
 
+    workspace = (6, 4)
     damping: float = 0.01
 
     def prepare(self, gram: Gram) -> Inverted:

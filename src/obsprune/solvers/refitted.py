@@ -34,6 +34,11 @@ class Refitted(Solver[RefitState]):
     steps: int = 10
     floor: float = 0.01
 
+    @property
+    def workspace(self) -> tuple[int, int]:  # type: ignore[override]  # as the inner one's, and its own
+        squares, rectangles = self.inner.workspace
+        return squares + 1, rectangles + 3
+
     def prepare(self, gram: Gram) -> RefitState:
         inner = self.inner.prepare(gram)
         damping = max(inner.damping, self.floor)
@@ -51,6 +56,11 @@ class ExactlyRefitted(Solver[RefitState]):
 
     inner: AnySolver
     floor: float = 0.01
+
+    @property
+    def workspace(self) -> tuple[int, int]:  # type: ignore[override]  # as the inner one's, and its own
+        squares, rectangles = self.inner.workspace
+        return squares + 2, rectangles + 3
 
     def prepare(self, gram: Gram) -> RefitState:
         return Refitted(self.inner, 0, self.floor).prepare(gram)

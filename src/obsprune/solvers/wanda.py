@@ -17,6 +17,8 @@ from obsprune.solvers.base import Solver, State
 class Wanda(Solver[State]):
     """Score |w_rc|·√H_cc (their equation 1). Published per row: the recipe chooses that pattern for it."""
 
+    workspace = (0, 4)
+
     def prepare(self, gram: Gram) -> State:
         return State(gram, damping=0.0)
 
