@@ -37,6 +37,7 @@ ROOMS = [
     "forecast",
     "outlook",
     "pipeline",
+    "eval_pipeline",
     "train_pipeline",
     "studies",
     "cli",

@@ -28,6 +28,7 @@ from obsprune.engine.rundir import RunDir
 from obsprune.engine.steps import Newton
 from obsprune.engine.teacher import teach
 from obsprune.errors import InputError
+from obsprune.eval_pipeline import evaluate_checkpoint
 from obsprune.models import matrices
 from obsprune.models.backward import backward_of, reverse_walk
 from obsprune.models.blocks import Block
@@ -39,7 +40,7 @@ from obsprune.models.matrices import Matrix, differentiated, find_matrices
 from obsprune.models.residual import find_junctions, watched
 from obsprune.models.samples import Samples
 from obsprune.models.walk import Walk
-from obsprune.pipeline import evaluate_checkpoint, prune
+from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
 from obsprune.solvers import build

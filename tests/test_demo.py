@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from obsprune.eval_pipeline import evaluate_checkpoint
 from obsprune.models.corpora import Reading, open_corpus, read_text
 from obsprune.models.load import load
-from obsprune.pipeline import evaluate_checkpoint, prune
+from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
 

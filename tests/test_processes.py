@@ -19,7 +19,8 @@ from zoo import Zoo, tensors
 
 from obsprune.engine.distributed import processes
 from obsprune.engine.rundir import RunDir
-from obsprune.pipeline import evaluate_checkpoint, prune
+from obsprune.eval_pipeline import evaluate_checkpoint
+from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.ranks import ALONE, Ranks
 from obsprune.recipe import make_recipe

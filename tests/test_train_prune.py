@@ -19,8 +19,9 @@ from obsprune.engine.curvature import Trainee, gradients
 from obsprune.engine.rundir import RunDir
 from obsprune.engine.training import Retraining
 from obsprune.errors import InputError
+from obsprune.eval_pipeline import evaluate_checkpoint
 from obsprune.models.load import load
-from obsprune.pipeline import evaluate_checkpoint, inspect_result
+from obsprune.pipeline import inspect_result
 from obsprune.progress import Silent
 from obsprune.train_pipeline import make_training_plan, train_prune
 from obsprune.training_recipe import METHODS, make_training

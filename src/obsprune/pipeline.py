@@ -1,16 +1,12 @@
-"""The whole story: a recipe becomes a sparse checkpoint with a report; a checkpoint becomes a score."""
+"""The whole story: a recipe becomes a sparse checkpoint with a report."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from obsprune.core.patterns import Pattern
 from obsprune.engine.allocation import Probe, choose, patterns_of
@@ -18,34 +14,19 @@ from obsprune.engine.layerwise import prune_blocks
 from obsprune.engine.place import choose_place
 from obsprune.engine.preflight import check_gradients, check_walk
 from obsprune.engine.rounds import Rounds
-from obsprune.engine.rundir import RECIPE, RunDir
+from obsprune.engine.rundir import RunDir
 from obsprune.engine.teacher import teach
 from obsprune.errors import InputError
-from obsprune.evaluate.paired import beside, paired
-from obsprune.evaluate.task import Scored, Task
-from obsprune.evaluate.tasks import Setting, check_name, make_task
-from obsprune.models.caution import is_file
+from obsprune.evaluate.task import Task
 from obsprune.models.checkpoint import Checkpoint
 from obsprune.models.load import Model, load, locate
-from obsprune.models.samples import Samples
-from obsprune.plan import (
-    Plan,
-    bytes_needed,
-    draw_samples,
-    kept_apart,
-    make_plan,
-    make_streams,
-    make_tasks,
-    run_facts,
-    suited,
-)
+from obsprune.plan import Plan, bytes_needed, make_plan, make_streams, make_tasks, run_facts
 from obsprune.progress import Progress
 from obsprune.ranks import ALONE, Ranks
-from obsprune.recipe import Recipe, make_recipe
+from obsprune.recipe import Recipe
 from obsprune.report.memory import MemoryWatch
 from obsprune.report.report import build_report, read_report, write_report
 from obsprune.resources import free_at, reckon, require
-from obsprune.training_recipe import recorded
 
 
 def prune(
@@ -207,89 +188,6 @@ def evaluate_result(recipe: Recipe, tasks: list[Task], run: RunDir, progress: Pr
                      trust_remote_code=part.trust_remote_code, ranks=run.ranks)  # fmt: skip
         model = model.keeping(recipe.engine.activations, run.disk)
         evaluate(model, tasks, run, "pruned", progress)
-
-
-def evaluate_checkpoint(
-    name: str, names: list[str], progress: Progress, compare: str | None = None, limit: int | None = None, **how: Any
-) -> dict[str, Any]:
-    """Scores of a checkpoint on tasks, and of another beside it. how: seqlen, dtype, device, revision, token, …
-
-    A directory made by `prune` remembers its recipe: without names, its held-out text is used.
-    """
-    seqlen, num_fewshot = how.pop("seqlen", None), how.pop("num_fewshot", None)
-    for task_name in names:
-        check_name(task_name)
-    model = load(name, **how)
-    recipe = recorded_recipe(model.directory)
-    chosen = names or default_tasks(recipe, model)
-    if "heldout" in chosen and recipe is None:
-        raise InputError(f"{name} was not made by obsprune and has nothing held out; name a task: --task TASK")
-    like = suited(recipe or make_recipe(), model.kind)
-
-    def tasks_for(one: Model) -> list[Task]:
-        held = partial(_held_again, like, one)
-        return [make_task(task, Setting(one, seqlen or like.data.seqlen, held, limit, num_fewshot)) for task in chosen]
-
-    tasks = tasks_for(model)
-    if not compare:
-        alone = {task.name: {"model": task.score(model, progress, name).values} for task in tasks}
-        return {"model": name, "compare": None, "tasks": alone}
-    other = load(compare, **how)
-    if other.kind is not model.kind:
-        raise InputError(
-            f"{name} is for {model.kind.reads} and {compare} for {other.kind.reads}; they cannot be compared"
-        )
-    pairs = list(zip(tasks, tasks_for(other), strict=True))  # each model reads with its own tokenizer or processor
-    for task, same in pairs:
-        _require_same(task, same, name, compare)
-    found = {
-        task.name: _side_by_side(task.score(model, progress, name), same.score(other, progress, compare))
-        for task, same in pairs
-    }
-    return {"model": name, "compare": compare, "tasks": found}
-
-
-def _require_same(task: Task, other: Task, name: str, compare: str) -> None:
-    if task.material != other.material:
-        raise InputError(
-            f"task {task.name} is not the same for {name} and {compare}: their tokenizers cut the text into other "
-            "tokens, or they were not given the same items; the scores cannot be compared"
-        )
-
-
-def _side_by_side(first: Scored, second: Scored) -> dict[str, Any]:
-    pair = {"model": first.values, "compare": second.values, **beside(first.values, second.values)}
-    return {**pair, "paired": paired(first.items, second.items)}
-
-
-def _held_again(recipe: Recipe, model: Model) -> tuple[Samples, str]:
-    return kept_apart(recipe, draw_samples(recipe, model)[0])
-
-
-def default_tasks(recipe: Recipe | None, model: Model) -> list[str]:
-    """What suits a model when no task is named: what its own run was evaluated on, else WikiText-2."""
-    if recipe is not None:
-        names = [name for name in recipe.evaluation if name != "none"] or ["heldout"]
-        if files := [name for name in names if is_file(Path(name))]:
-            raise InputError(
-                f"{model.directory} was evaluated on {files[0]}, a file of lm_eval, which may run code; name what you "
-                "trust: --task TASK"
-            )
-        return names
-    if model.kind.dataset is None:
-        raise InputError(f"{model.directory} is an {model.kind.name}: name its images, --task imagenet=PATH")
-    return ["wikitext2"]
-
-
-def recorded_recipe(directory: Path) -> Recipe | None:
-    """The recipe a directory was made by, if obsprune made it."""
-    path = directory / RECIPE
-    if not path.is_file():
-        return None
-    try:
-        return recorded(path)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
 
 
 def inspect_result(directory: Path) -> dict[str, Any]:

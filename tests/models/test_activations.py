@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from anonymous import MB, now
 from torch import Tensor
 from zoo import ZOO, Zoo, logits, reference, token_batches
 
 from obsprune.errors import OutputError
 from obsprune.models import activations
-from obsprune.models.activations import Activations, InFiles, OnDevice, chooser, movable
+from obsprune.models.activations import Activations, InFiles, OnDevice, chooser, movable, trim_heap
 from obsprune.models.load import load
 
 CPU = torch.device("cpu")
@@ -133,6 +134,17 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OutputError, match=r"activations in .*: .*No space left.*repeat the command"):
         InFiles(CPU, tmp_path, direct=True).put([x])
     assert not away(x)
+
+
+def test_what_was_freed_is_given_back() -> None:
+    trim_heap()
+    before = now()
+    pieces = [torch.ones(2**18) for _ in range(64)]
+    last = torch.ones(2**10)  # on top of the heap
+    assert now() >= before + 60 * MB
+    del pieces
+    trim_heap()
+    assert now() < before + 8 * MB and last.all()
 
 
 @pytest.mark.parametrize(("free", "kind"), [(100, OnDevice), (99, InFiles)])

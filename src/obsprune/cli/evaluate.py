@@ -35,7 +35,7 @@ def evaluate(
         model = str(newest_result())
         err.print(f"evaluating the newest result, {model}")
     from obsprune.engine.distributed import processes
-    from obsprune.pipeline import evaluate_checkpoint
+    from obsprune.eval_pipeline import evaluate_checkpoint
 
     with processes() as ranks, Watch(quiet or json_ or not ranks.first) as watch:
         scores = evaluate_checkpoint(

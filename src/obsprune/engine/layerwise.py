@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -92,7 +93,7 @@ def prune_blocks(
     with model.walk(streams.batches) as walk:
         for stop in walk:
             block = model.blocks[stop.index]
-            shard = run.committed(block.name)
+            shard = run.ranks.told(partial(run.committed, block.name))
             if shard is not None:
                 streams.pass_by(stop, block.loaded(model.device))
             with block.loaded(model.device, shard):
