@@ -17,9 +17,12 @@ import pytest
 from processes import Ended, together
 from zoo import Zoo, tensors
 
+from obsprune import pipeline, plan
 from obsprune.engine.distributed import processes
 from obsprune.engine.rundir import RunDir
+from obsprune.errors import InputError
 from obsprune.eval_pipeline import evaluate_checkpoint
+from obsprune.models import load as load_module
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.ranks import ALONE, Ranks
@@ -269,6 +272,71 @@ def test_an_error_is_told_once(zoo: Zoo, tokens: Path, tmp_path: Path, words: li
     assert says in " ".join(first.err.split()) and "Traceback" not in first.err + second.err
     assert second.err == ""
     assert not output.exists()
+
+
+def test_every_process_must_see_the_output(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    """With a relative path and other working directories they do not."""
+
+    def apart() -> None:
+        own = tmp_path / os.environ["RANK"]
+        own.mkdir(exist_ok=True)
+        os.chdir(own)
+        _by_command(zoo("llama"), tokens, Path("out"))
+
+    first, second = together(2, apart, tmp_path / "said")
+    assert (first.code, second.code) == (2, 2)
+    assert "process 1 does not see" in first.err and second.err == ""
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_tasks_that_not_all_have_are_left_out(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a b c d e f g h " * 40)
+    make = plan.make_task
+
+    def without(name: str, setting: Any) -> Any:
+        if name == "heldout" and os.environ["RANK"] == "1":
+            raise InputError("there is none here")
+        return make(name, setting)
+
+    asked = recipe(zoo("llama"), tokens, {"evaluation": []})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "make_task", without)
+        work = partial(prune, asked, tmp_path / "out", Silent())
+        ended = in_processes(2, tmp_path / "said", lambda ranks: work(ranks=ranks))
+    assert [one.code for one in ended] == [0, 0], ended
+    assert ended[0].value["evaluation"] == {}
+    assert any("heldout is left out: not every process" in notice for notice in ended[0].value["warnings"])
+
+
+def test_copies_of_the_checkpoint_will_do(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    """Each process has its own, with other times: the run goes on all the same."""
+    for rank in range(2):
+        shutil.copytree(zoo("llama"), tmp_path / f"model-{rank}")
+        os.utime(tmp_path / f"model-{rank}/model.safetensors", (10**9, 10**9 + rank))
+
+    def work(ranks: Ranks) -> None:
+        own = tmp_path / f"model-{ranks.rank}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(load_module, "locate", lambda *_: own)
+            patch.setattr(pipeline, "locate", lambda *_: own)
+            killed_after_one_block(zoo("llama"), tokens, tmp_path / "out", ranks)
+            with pytest.raises(Killed):  # the same command goes on, and is killed again
+                patch.setattr(RunDir, "finish", _killed)
+                pruned(zoo("llama"), tokens, tmp_path / "out", STREAM, ranks)
+
+    ended = in_processes(2, tmp_path / "said", work)
+    assert [one.code for one in ended] == [0, 0], ended
+
+
+def _killed(*given: Any) -> None:
+    raise Killed
+
+
+def test_fewer_steps_are_said(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    settings = {"matching": {"passes": 1, "steps": 14}, "evaluation": ["none"]}
+    report = pruned_by(2, zoo("llama"), tokens, tmp_path / "out", settings)[0]
+    assert any("matching makes 7 optimizer steps a pass in 2 processes and 14 in one" in w for w in report["warnings"])
 
 
 @pytest.mark.slow

@@ -64,9 +64,9 @@ def _prune(
     plan = replace(plan, model=plan.model.keeping(recipe.engine.activations, run.disk))
     for notice in plan.notices:
         progress.notice(notice)
-    tasks = ranks.agree(lambda: plan_tasks(plan, progress))
+    tasks = plan_tasks(plan, progress)
     model, recipe, facts = plan.model, plan.recipe, run_facts(plan)
-    require_same_everywhere(facts, ranks)
+    ranks.agree(lambda: require_same_everywhere(facts, ranks))
     small = model.kind.small(model.batches(plan.draw.calibration.take([0]), 1)[0])
     ranks.agree(lambda: check_walk(model, small, progress))
     ranks.agree(lambda: require(reckon(plan, tasks), free_at(plan, output), plan))
@@ -95,7 +95,7 @@ def _prune(
 
 def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
     """The first round: one shot."""
-    if run.recorded("shot") and all(run.committed(block.name) for block in plan.model.blocks):
+    if run.recorded("shot") and run.ranks.told(lambda: all(run.committed(block.name) for block in plan.model.blocks)):
         return
     start = time.perf_counter()
     one_shot(plan, plan.patterns, run, progress)
@@ -148,19 +148,25 @@ def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
 
 def require_same_everywhere(facts: dict[str, Any], ranks: Ranks) -> None:
     """Raises InputError when a process sees another model, other samples or other versions than the first one."""
-    for rank, other in enumerate(ranks.gather(facts)):
-        # one checkpoint may have several copies: of its files' times nothing follows
-        differing = [key for key in facts if other[key] != facts[key] and key != "checkpoint"]
+    # one checkpoint may have several copies: their files have other times, but the same sizes
+    sizes = {file: size for file, (size, _) in facts["checkpoint"].items()}
+    first, *others = ranks.gather(facts | {"checkpoint": sizes})
+    for rank, other in enumerate(others, 1):
+        differing = ", ".join(key for key in first if other[key] != first[key])
         if differing:
             raise InputError(
-                f"process {rank} differs from process {ranks.rank} in {', '.join(differing)}: all machines need the "
-                "same packages and data"
+                f"process {rank} differs from process 0 in {differing}: all machines need the same packages, "
+                "checkpoint and data"
             )
 
 
 def plan_tasks(plan: Plan, progress: Progress) -> list[Task]:
     """The tasks to evaluate; default ones that cannot be had are left out with a notice, asked ones are an error."""
-    tasks, notices = make_tasks(plan)
+    ranks = plan.model.ranks
+    tasks, notices = ranks.agree(lambda: make_tasks(plan))
+    everywhere = set.intersection(*ranks.gather({task.material for task in tasks}))
+    notices += [f"{t.name} is left out: not every process has the same" for t in tasks if t.material not in everywhere]
+    tasks = [task for task in tasks if task.material in everywhere]
     plan.notices.extend(notices)
     for notice in notices:
         progress.notice(notice)

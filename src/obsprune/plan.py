@@ -109,7 +109,9 @@ def _planned(recipe: Recipe, token: str | None, ranks: Ranks) -> Plan:
         ranks.mine(len(samples))  # or InputError
     if (recipe.iters > 1 or recipe.rules) and model.kind.positional:
         _ = model.head  # or InputError
-    return Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, asked, model)], *seconds)
+    plan = Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, asked, model)], *seconds)
+    plan.notices.extend(fewer_steps(plan))
+    return plan
 
 
 def suited(recipe: Recipe, kind: Kind) -> Recipe:
@@ -133,6 +135,21 @@ def uniform_patterns(recipe: Recipe, model: Model) -> dict[str, Pattern]:
         except InputError as error:
             raise InputError(f"{matrix.name}: {error}") from error
     return {matrix.name: pattern for matrix in model.matrices}
+
+
+def fewer_steps(plan: Plan) -> list[str]:
+    """A notice where so many processes leave fewer optimizer steps than one would make: each takes a sample of all."""
+    count, ranks, recipe = len(plan.draw.calibration), plan.model.ranks, plan.recipe
+    sizes = {"matching": plan.stream_size} if recipe.matching.passes else {}
+    sizes |= {"a round's fine-tuning": plan.lesson_size} if recipe.iters > 1 and recipe.make_tuning() else {}
+    found = {
+        what: (-(-count // size), -(-len(ranks.mine(count)) // ranks.part(count, size))) for what, size in sizes.items()
+    }
+    return [
+        f"{what} makes {here} optimizer steps a pass in {ranks.size} processes and {alone} in one; give more --nsamples"
+        for what, (alone, here) in found.items()
+        if here < alone
+    ]
 
 
 def remarks(recipe: Recipe, asked: Recipe, model: Model) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 
 from obsprune.engine.footprint import LEARNER, Shapes, largest, shapes
 from obsprune.engine.place import InHost, OnDevice, choose_place
+from obsprune.engine.rundir import bytes_in
 from obsprune.engine.short_walk import Kind, count_kinds
 from obsprune.errors import InputError
 from obsprune.evaluate.imagenet import BATCH
@@ -218,12 +219,7 @@ def free_at(plan: Plan, output: Path) -> Free:
     device, where = plan.model.device, existing(output)
     held = torch.cuda.memory_allocated(device) if device.type == "cuda" else anonymous_bytes()
     host = anonymous_bytes() + free_bytes(torch.device("cpu"))
-    return Free(host, held + free_bytes(device), shutil.disk_usage(where).free + written(output), where)
-
-
-def written(output: Path) -> int:
-    """Bytes of a former run there, which is continued or deleted."""
-    return sum(path.stat().st_size for path in output.rglob("*") if path.is_file() and not path.is_symlink())
+    return Free(host, held + free_bytes(device), shutil.disk_usage(where).free + bytes_in(output), where)
 
 
 def existing(path: Path) -> Path:

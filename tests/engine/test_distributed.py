@@ -40,7 +40,7 @@ def test_sums_and_copies(tmp_path: Path, size: int) -> None:
         ranks.sum([one], {1})
         given = mine.clone().T.to(torch.bfloat16)
         ranks.give(given, 1)
-        ranks.give(small * ranks.rank)
+        ranks.give(small[0])
         return everywhere.tolist(), turned.tolist(), one.tolist() if ranks.rank == 1 else None, given.tolist()
 
     total = size * torch.arange(6.0).reshape(2, 3) + sum(range(size))
@@ -102,6 +102,23 @@ def test_accelerate_that_starts_one_of_several_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match=r"has started one.*torchrun"), processes():
         pass
+
+
+def test_a_launcher_that_tells_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"WORLD_SIZE is 2, and MASTER_ADDR, MASTER_PORT, RANK not set"), processes():
+        pass
+
+
+def test_one_gpu_is_not_shared(tmp_path: Path) -> None:
+    def work(ranks: Ranks) -> Any:
+        with pytest.raises(InputError, match="2 processes cannot share cuda:1"):
+            ranks.device("cuda:1")
+        return ranks.device("cpu")
+
+    assert values(2, work, tmp_path) == ["cpu", "cpu"]
 
 
 def test_what_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,12 @@ def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_former_run_holds_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = sum(path.stat().st_size for path in with_one_block(tmp_path / "out").path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(1000 - held))
+    assert started(tmp_path / "out", force=True).committed("layers.0") is None
+
+
 def test_abandon_removes_only_an_empty_run(tmp_path: Path) -> None:
     empty, begun = started(tmp_path / "empty"), with_one_block(tmp_path / "begun")
     empty.abandon()

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,3 +193,23 @@ def test_on_a_gpu_they_are_away_too(zoo: Zoo, where: str, tmp_path: Path, monkey
                 with model.blocks[stop.index].loaded(model.device):
                     stop.hand_on()
     assert all(map(torch.equal, found["device"], found[where]))
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [("max", []), ("1000", [1000 - 600 + 100]), ("500", [0]), ("what?", [])], ids=str
+)
+def test_the_limit_of_a_container(tmp_path: Path, limit: str, left: list[int]) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 100\nactive_file 7\n")
+    assert activations._container_bytes(tmp_path) == left
+    assert activations._container_bytes(tmp_path / "nowhere") == []
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations.psutil, "virtual_memory", lambda: SimpleNamespace(available=800))
+    monkeypatch.setattr(activations, "_container_bytes", lambda: [600])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert activations.free_bytes(torch.device("cpu")) == 150
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert activations.free_bytes(torch.device("cpu")) == 600

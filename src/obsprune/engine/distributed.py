@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from obsprune.errors import InputError, ObspruneError
+from obsprune.errors import InputError, ObspruneError, first_line
 from obsprune.ranks import ALONE, Ranks
 
 T = TypeVar("T")
+CONNECTION = ("connection", "gloo", "socket", "timed out")
+"""Words in what gloo says of a process that is gone."""
 PATIENCE = timedelta(days=1)
 """How long a process waits for the others: the solution of one layer, or their evaluation, may take long."""
 
@@ -37,6 +39,12 @@ def processes() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    missing = {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {', '.join(sorted(missing))} not set: start with torchrun, "
+            "or unset WORLD_SIZE for one process"
+        )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
@@ -64,6 +72,8 @@ class Group(Ranks):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def device(self, asked: str) -> str:
+        if asked.startswith("cuda:"):
+            raise InputError(f"{self.size} processes cannot share {asked}; use --device cuda, one GPU for each")
         several = asked == "cuda" or (asked == "auto" and torch.cuda.is_available())
         if several and self.local >= torch.cuda.device_count():
             raise InputError(
@@ -86,7 +96,7 @@ class Group(Ranks):
     def give(self, tensor: Tensor, source: int = 0) -> None:
         bits = tensor.contiguous()
         with _explained():
-            dist.broadcast(bits.view(torch.uint8), source)  # as it lies: not every backend knows every dtype
+            dist.broadcast(bits.view(-1).view(torch.uint8), source)  # as it lies: not every backend knows every dtype
         if bits is not tensor:
             tensor.copy_(bits)
 
@@ -131,10 +141,10 @@ def _explained() -> Iterator[None]:
     """A connection that breaks means that another process has ended, whatever the backend calls it."""
     try:
         yield
-    except (RuntimeError, dist.DistError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in CONNECTION):
             raise
         raise ObspruneError(
             "another process of this run has ended, or cannot be reached; all must go on together. What was committed "
-            "stays: repeat the same command, with as many processes as you like"
+            f"stays: repeat the same command, with as many processes as you like ({first_line(error)})"
         ) from error

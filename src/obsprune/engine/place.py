@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from obsprune.engine.rundir import RunDir
+from obsprune.errors import OutputError
 from obsprune.models.activations import free_bytes
 from obsprune.models.blocks import Block
 from obsprune.models.checkpoint import read_headers, read_tensors, write_scratch, write_shard
@@ -51,7 +52,12 @@ class Committed(Source):
     run: RunDir
 
     def get(self, block: Block) -> dict[str, Tensor]:
-        return block.weights(self.run.committed(block.name))
+        shard = self.run.committed(block.name)
+        if shard is None:
+            raise OutputError(
+                f"the shard of {block.name} in {self.run.path} is gone; repeat the command to make it again"
+            )
+        return block.weights(shard)
 
 
 class Store(Source):

@@ -13,6 +13,7 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -66,12 +67,23 @@ class RunDir:
         }
         continues = bool(self.events)
         if continues:
-            _require_same(self.path, (self.recorded("start") or {}).get("facts", {}), facts)
+            before = (self.recorded("start") or {}).get("facts", {})
+            self.ranks.told(lambda: _require_same(self.path, before, facts))
         else:
             self.ranks.told(lambda: self._create(bytes_needed))
             self.record("start", facts=facts)  # first, so that what a kill leaves here is known to be ours
         self.ranks.told(lambda: write_text(self.path / RECIPE, text))
+        self.ranks.agree(self._require_seen)
         return continues
+
+    def _require_seen(self) -> None:
+        """Other machines must find here what the first process has written."""
+        journal = self.path / JOURNAL
+        if not journal.is_file() or _read_journal(journal) != self.events:
+            raise InputError(
+                f"process {self.ranks.rank} does not see {self.path.absolute()} as the first process does: give an "
+                "absolute -o, on a disk that all machines share"
+            )
 
     def _create(self, bytes_needed: int) -> None:
         self._require_space(bytes_needed)
@@ -88,7 +100,7 @@ class RunDir:
 
     def _require_space(self, needed: int) -> None:
         parent = self.disk
-        free = shutil.disk_usage(parent).free
+        free = shutil.disk_usage(parent).free + bytes_in(self.path)
         if free < needed:
             raise InputError(
                 f"the result needs {needed / 1e9:.2f} GB and {parent} has {free / 1e9:.2f} GB free; "
@@ -129,7 +141,7 @@ class RunDir:
     def adopt(self, trial: RunDir) -> None:
         """Takes over the blocks of a trial."""
         for block, shard in self._shards.items():
-            if trial.committed(block):
+            if self.ranks.told(partial(trial.committed, block)):
                 self._rename(trial.path / shard, self.path / shard)
                 self.record(**(trial.recorded("block", name=block) or {}))
         self.ranks.told(lambda: shutil.rmtree(trial.path))
@@ -181,6 +193,13 @@ class RunDir:
             _empty(self.path)
             with suppress(OSError):  # a mount point or a link stays, empty
                 self.path.rmdir()
+
+
+def bytes_in(path: Path) -> int:
+    """Of a former run there, which is continued or deleted; 0 where there is none."""
+    if not (path / JOURNAL).is_file():
+        return 0
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
 
 
 def _looked_at(path: Path, source: Path, force: bool) -> list[Event]:
@@ -245,7 +264,7 @@ def _event(line: bytes) -> Event:
     event: Event = json.loads(line)
     told = event.pop(SUM, None) if isinstance(event, dict) else None
     if told != zlib.crc32(json.dumps(event).encode()):
-        raise ValueError("a line's sum is not right")
+        raise ValueError("a line's sum is not right, or another version wrote it")
     return event
 
 

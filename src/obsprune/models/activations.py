@@ -27,6 +27,8 @@ LEAST = 2**16
 """Bytes: smaller tensors stay on the device."""
 COPIES = 2.5
 """Of what a batch brings to its first block, about as much lives while it waits (its outputs, its embeddings)."""
+M_MMAP_THRESHOLD, AT_ONCE = -3, 2**22
+"""Of glibc's malloc.h, and the bytes from which on memory is mapped for itself."""
 ACTIVATIONS = ("auto", "device", "host", "disk")
 
 
@@ -175,17 +177,37 @@ def on_device(needed: int) -> Activations:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What the device has left (the host's available memory for a CPU)."""
+    """What the device has left; for a CPU what the host has, or the container it is in, shared by all processes of the
+    run that torchrun has started there.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
+    free = min([psutil.virtual_memory().available, *_container_bytes()])
+    return int(free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _container_bytes(group: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What the limit of a container (Linux' cgroup v2) leaves, files that can be dropped counted as free; none where
+    there is no limit.
+    """
+    try:
+        limit = int((group / "memory.max").read_text())  # "max" where there is none
+        lines = (group / "memory.stat").read_text().splitlines()
+        dropped = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        return [max(0, limit - int((group / "memory.current").read_text()) + dropped)]
+    except (OSError, ValueError, StopIteration):
+        return []
 
 
 def trim_heap() -> None:
-    """Gives what the process has freed back to the system: glibc alone would keep it, a copy of all activations."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    """Gives what the process has freed back to the system, and from now on what is large at once: glibc alone would
+    keep up to 32 MB of each tensor's size for the next one, which adds up to several blocks.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.mallopt(M_MMAP_THRESHOLD, AT_ONCE)
+        libc.malloc_trim(0)
 
 
 def address(x: Tensor) -> int:

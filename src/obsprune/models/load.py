@@ -15,7 +15,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from obsprune.errors import InputError, first_line
-from obsprune.models.activations import Choose, chooser, on_device
+from obsprune.models.activations import Choose, chooser, on_device, trim_heap
 from obsprune.models.blocks import Block, assign, find_blocks, require
 from obsprune.models.caution import is_dir, is_file
 from obsprune.models.checkpoint import CONFIG, Checkpoint
@@ -148,6 +148,8 @@ def suitable(model: Model) -> Iterator[None]:
     """While open, a model that refuses its input (images of another size) raises InputError."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, TypeError, LookupError, RuntimeError) as error:  # each layer says it in its own way
         raise InputError(f"a {model.config.model_type} model refuses its input: {first_line(error)}") from error
 
@@ -200,6 +202,7 @@ class Asked(TypedDict, total=False):
 
 def load(name: str, **asked: Unpack[Asked]) -> Model:
     """Opens a checkpoint: its outline, then the weights outside the blocks. Raises InputError."""
+    trim_heap()  # before anything large is read
     model = outline(name, **asked)
     _load_rest(model)
     return model
