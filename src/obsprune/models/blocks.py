@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from obsprune.errors import InputError
+from obsprune.models.ahead import ReadAhead
 from obsprune.models.checkpoint import Checkpoint, read_tensors
 from obsprune.models.experts import Experts
 from obsprune.models.matrices import Matrix
@@ -22,7 +23,7 @@ from obsprune.models.names import Names
 @final
 class Block:
     """One block: on the meta device until `loaded`, on it again afterwards. names: how its tensors are stored;
-    matrices: to prune; left: those that stay dense.
+    matrices: to prune; left: those that stay dense; ahead: reads its weights before they are needed.
     """
 
     def __init__(self, name: str, module: nn.Module, checkpoint: Checkpoint, names: Names) -> None:
@@ -30,6 +31,7 @@ class Block:
         self.matrices: list[Matrix] = []
         self.left: list[Matrix] = []
         self.experts: list[Experts] = []
+        self.ahead: ReadAhead | None = None
 
     @property
     def keys(self) -> list[str]:
@@ -39,7 +41,9 @@ class Block:
     @contextmanager
     def loaded(self, device: torch.device, shard: Path | None = None) -> Iterator[None]:
         """While open, the weights are on `device`: the checkpoint's, or those of `shard` where one is given."""
-        parameters, known = self._parameters(self.names, shard), self.module.state_dict()
+        ahead = self.ahead.read(self) if self.ahead and shard is None else None
+        parameters = self.names.join(ahead) if ahead else self._parameters(self.names, shard)
+        known = self.module.state_dict()
         own = {inner: x for name, x in parameters.items() if (inner := self._inner(name)) in known}
         assign(self.module, own, device, self.name)
         try:
@@ -153,7 +157,7 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], device: torch.devic
             raise InputError(f"{what}.{name} is {stored} in the checkpoint and {configured} by its config")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"the weight {what}.{name} contains NaN or infinity; the checkpoint is damaged")
-    ready = {name: tensor.to(device, expected[name].dtype) for name, tensor in tensors.items()}
+    ready = {name: tensor.to(device, expected[name].dtype, non_blocking=True) for name, tensor in tensors.items()}
     module.load_state_dict(ready, strict=False, assign=True)
 
 

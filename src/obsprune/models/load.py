@@ -16,6 +16,7 @@ from torch import nn
 
 from obsprune.errors import InputError, first_line
 from obsprune.models.activations import Choose, chooser, on_device, trim_heap
+from obsprune.models.ahead import ReadAhead
 from obsprune.models.blocks import Block, assign, find_blocks, require
 from obsprune.models.caution import is_dir, is_file
 from obsprune.models.checkpoint import CONFIG, Checkpoint
@@ -225,6 +226,8 @@ def outline(name: str, **asked: Unpack[Asked]) -> Model:
     found = find_blocks(network, config, asked.get("blocks"), kind.trunk(network))
     blocks = [_block(prefix, module, checkpoint, names) for prefix, module in found]
     inside = {key for block in blocks for key in block.keys}
+    if place.type != "cpu":
+        read_ahead(blocks, pin=True)
     rest = [key for key in checkpoint.headers if key not in inside]
     skip, depthwise = asked.get("skip") or [], asked.get("depthwise", False)
     skipped = choose_matrices(kind, network, blocks, checkpoint, names, skip, depthwise)
@@ -243,6 +246,13 @@ def outline(name: str, **asked: Unpack[Asked]) -> Model:
         trust_remote_code,
         ranks,
     )
+
+
+def read_ahead(blocks: list[Block], pin: bool) -> None:
+    """From now on the blocks of a model are read ahead, where they are loaded in order."""
+    ahead = ReadAhead(blocks, pin)
+    for block in blocks:
+        block.ahead = ahead
 
 
 def choose_device(device: str) -> torch.device:
