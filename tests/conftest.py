@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ pytest_plugins = ["zoo"]  # its fixtures `zoo` and `tokens` are everybody's
 def one_thread() -> None:
     """Sums are split by the number of threads; one thread makes every test's bytes the same everywhere."""
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What libraries print of damaged names may hold lone surrogates, which xdist cannot send to its parent."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def _folder(variable: str, holds: str) -> Path:

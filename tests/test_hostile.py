@@ -488,7 +488,7 @@ def test_damage_is_refused_or_does_no_harm(whole: Whole, name: str, data: st.Dat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
-@settings(max_examples=20, **SETTINGS)
+@settings(max_examples=8, **SETTINGS)
 @given(data=st.data())
 def test_much_damage_is_refused_or_does_no_harm(whole: Whole, name: str, data: st.DataObject) -> None:
     damaged(whole, name, data)
