@@ -64,4 +64,4 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path, monkeypatch: pytest.Mon
         growth[depth] = measured([*words, *more], tmp_path).growth / MB
     (shallow, little), (deep, much) = sorted(growth.items())
     assert deep >= 2.5 * shallow
-    assert abs(much - little) < 16, growth
+    assert abs(much - little) < 40, growth  # of 95 MiB more weights; what is sampled for a moment varies
