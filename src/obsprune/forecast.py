@@ -66,9 +66,10 @@ def forecast(plan: Plan, tasks: Iterable[Task], output: Path, progress: Progress
     seconds = {"preparation": clock.preparation(), "pruning": clock.one_shot()}
     if recipe.rules:
         seconds["allocation"] = clock.allocation()
+    evaluation = sum(map(clock.evaluation, known.values()))
     if recipe.iters > 1:
-        seconds["rounds"] = clock.rounds()
-    seconds["evaluation"] = sum(map(clock.evaluation, known.values()))
+        seconds["rounds"] = clock.rounds() + clock.iterates(evaluation / 2)
+    seconds["evaluation"] = evaluation
     seconds["writing"] = clock.writing()
     return Forecast(seconds, unknown)
 
@@ -204,6 +205,11 @@ class _Clock:
             spent += self._teach() + (self._tuned(tuning, number == 1) if tuning else 0.0)
             spent += self._candidates(sizes) + sizes * score + self._written(1)
         return spent
+
+    def iterates(self, evaluation: float) -> float:
+        """Every round's one written, opened and evaluated, where that is asked."""
+        recipe = self.plan.recipe
+        return recipe.rounds.scored * recipe.iters * (evaluation + self.writing() + self._visits)
 
     @property
     def _lessons(self) -> float:

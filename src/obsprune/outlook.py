@@ -34,7 +34,7 @@ def look_ahead(
     """The plan, what it needs, and how long it will take; writes nothing that stays. Raises InputError when memory or
     disk do not suffice.
     """
-    plan = ranks.agree(lambda: make_plan(recipe, token, ranks))
+    plan = make_plan(recipe, token, ranks)
     tasks, missing = ranks.agree(lambda: make_tasks(plan))
     notices, needs, free = [*plan.notices, *missing], reckon(plan, tasks), free_at(plan, output)
     ranks.agree(lambda: require(needs, free, plan))

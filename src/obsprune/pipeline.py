@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from obsprune.core.patterns import Pattern
 from obsprune.engine.allocation import Probe, choose, patterns_of
 from obsprune.engine.layerwise import prune_blocks
-from obsprune.engine.place import choose_place
+from obsprune.engine.place import Place, Source, choose_place
 from obsprune.engine.preflight import check_gradients, check_walk
 from obsprune.engine.rounds import Rounds
 from obsprune.engine.rundir import RunDir
@@ -25,7 +26,7 @@ from obsprune.progress import Progress
 from obsprune.ranks import ALONE, Ranks
 from obsprune.recipe import Recipe
 from obsprune.report.memory import MemoryWatch
-from obsprune.report.report import build_report, read_report, write_report
+from obsprune.report.report import Execution, build_report, read_report, write_report
 from obsprune.resources import free_at, reckon, require
 
 
@@ -43,21 +44,23 @@ def prune(
     ranks: the processes that share the work, all of which call this alike. An unfinished run of the same recipe in
     `output` is continued. Raises InputError before anything is written.
     """
-    with MemoryWatch() as memory:
-        return _prune(recipe, output, progress, force, token, command, ranks, memory)
-
-
-def _prune(
-    recipe: Recipe,
-    output: Path,
-    progress: Progress,
-    force: bool,
-    token: str | None,
-    command: str,
-    ranks: Ranks,
-    memory: MemoryWatch,
-) -> dict[str, Any]:
     begin = time.perf_counter()
+    with MemoryWatch() as memory:
+        plan, tasks, run = prepare(recipe, output, progress, force, token, ranks)
+        plan = carry_out(plan, tasks, run, progress)
+        execution = Execution(time.perf_counter() - begin, memory.peak, command)
+        report = build_report(run, plan.recipe.tree(), plan.model, plan.draw.facts, plan.notices, execution)
+    ranks.told(lambda: write_report(run, report))
+    run.record("end")
+    return report
+
+
+def prepare(
+    recipe: Recipe, output: Path, progress: Progress, force: bool, token: str | None, ranks: Ranks
+) -> tuple[Plan, list[Task], RunDir]:
+    """The plan, what it is evaluated on, and its run, begun or continued. Raises InputError for all that can be known
+    before anything is written.
+    """
     source = ranks.agree(lambda: locate(recipe.model.name, recipe.model.revision, token))
     run = RunDir.open(output, source, force, ranks)
     plan = make_plan(recipe, token, ranks)
@@ -65,32 +68,32 @@ def _prune(
     for notice in plan.notices:
         progress.notice(notice)
     tasks = plan_tasks(plan, progress)
-    model, recipe, facts = plan.model, plan.recipe, run_facts(plan)
+    model, facts = plan.model, run_facts(plan)
     ranks.agree(lambda: require_same_everywhere(facts, ranks))
     small = model.kind.small(model.batches(plan.draw.calibration.take([0]), 1)[0])
     ranks.agree(lambda: check_walk(model, small, progress))
     ranks.agree(lambda: require(reckon(plan, tasks), free_at(plan, output), plan))
     if recipe.iters > 1:
         ranks.agree(lambda: check_gradients(model, small))
-    if run.start(recipe.tree(), facts, [block.name for block in model.blocks], bytes_needed(plan)):
+    if run.start(plan.recipe.tree(), facts, [block.name for block in model.blocks], bytes_needed(plan)):
         progress.notice(f"continuing the unfinished run in {output}")
+    return plan, tasks, run
+
+
+def carry_out(plan: Plan, tasks: list[Task], run: RunDir, progress: Progress) -> Plan:
+    """Evaluates, prunes, completes the checkpoint and evaluates again; returns the plan with the shares it took."""
     try:
-        evaluate(model, tasks, run, "dense", progress)
+        evaluate(plan.model, tasks, run, "dense", progress)
         plan = share_out(plan, run, progress)
         prune_once(plan, run, progress)
-        if recipe.iters > 1:
-            prune_again(plan, run, progress)
+        if plan.recipe.iters > 1:
+            prune_again(plan, tasks, run, progress)
     except BaseException:
         run.abandon()
         raise
-    run.finish(model.checkpoint, model.rest)
-    evaluate_result(recipe, tasks, run, progress)
-    report = build_report(
-        run, recipe.tree(), plan.model, plan.draw.facts, plan.notices, time.perf_counter() - begin, command, memory.peak
-    )
-    ranks.told(lambda: write_report(run, report))
-    run.record("end")
-    return report
+    run.finish(plan.model.checkpoint, plan.model.rest)
+    evaluate_result(plan.recipe, tasks, run, progress)
+    return plan
 
 
 def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
@@ -129,7 +132,7 @@ def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
     return replace(plan, patterns=patterns_of(event["shares"]))
 
 
-def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
+def prune_again(plan: Plan, tasks: list[Task], run: RunDir, progress: Progress) -> None:
     """All further rounds; the best one's weights are in `run` afterwards."""
     if run.recorded("best"):  # what led to it may be gone
         return
@@ -140,10 +143,29 @@ def prune_again(plan: Plan, run: RunDir, progress: Progress) -> None:
     projection = plan.projection
     for block in model.blocks:
         projection.coverage.recall(block, (run.recorded("block", name=block.name) or {}).get("coverage", []))
+    evaluate = partial(score_iterate, recipe, tasks if recipe.rounds.scored else [], place, run, progress)
+    sizes, patience = (plan.judged_at_once, plan.lesson_size), recipe.rounds.patience
     with place.opened():
-        rounds = Rounds(step, tuning, projection, place, run, progress, plan.judged_at_once)
+        rounds = Rounds(step, tuning, projection, place, run, progress, *sizes, patience, evaluate)
         rounds(plan.draw.further, plan.draw.heldout, shot["seconds"])
     run.record("best")
+
+
+def score_iterate(
+    recipe: Recipe, tasks: list[Task], place: Place, run: RunDir, progress: Progress, number: int, weights: Source
+) -> dict[str, Any]:
+    """What the tasks say of a round's weights, which become a checkpoint for as long as that takes."""
+    if not tasks:
+        return {}
+    trial = run.trial(f"round-{number}")
+    for index, block in enumerate(place.model.blocks):
+        with place.at(index, weights):
+            trial.commit(block.name, block.tensors(), [], 0.0)
+    trial.finish(place.model.checkpoint, place.model.rest)
+    model = open_result(recipe, trial)
+    scores = {task.name: task.score(model, progress, f"round {number}").numbers(task.metric) for task in tasks}
+    run.discard(trial)
+    return {"scores": scores}
 
 
 def require_same_everywhere(facts: dict[str, Any], ranks: Ranks) -> None:
@@ -189,11 +211,15 @@ def evaluate(model: Model, tasks: list[Task], run: RunDir, who: str, progress: P
 def evaluate_result(recipe: Recipe, tasks: list[Task], run: RunDir, progress: Progress) -> None:
     """Scores the finished checkpoint as anybody would load it."""
     if tasks:
-        part = recipe.model
-        model = load(str(run.path), dtype=part.dtype, device=recipe.engine.device, blocks=part.blocks,
-                     trust_remote_code=part.trust_remote_code, ranks=run.ranks)  # fmt: skip
-        model = model.keeping(recipe.engine.activations, run.disk)
-        evaluate(model, tasks, run, "pruned", progress)
+        evaluate(open_result(recipe, run), tasks, run, "pruned", progress)
+
+
+def open_result(recipe: Recipe, run: RunDir) -> Model:
+    """The finished checkpoint of a run."""
+    part = recipe.model
+    model = load(str(run.path), dtype=part.dtype, device=recipe.engine.device, blocks=part.blocks,
+                 trust_remote_code=part.trust_remote_code, ranks=run.ranks)  # fmt: skip
+    return model.keeping(recipe.engine.activations, run.disk)
 
 
 def inspect_result(directory: Path) -> dict[str, Any]:

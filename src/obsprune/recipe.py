@@ -168,6 +168,7 @@ def _check_numbers(recipe: Recipe) -> None:
         ("matching.steps", recipe.matching.steps, 1),
         ("rounds.steps", recipe.rounds.steps, 1),
         ("rounds.passes", recipe.rounds.passes, 1),
+        ("rounds.patience", recipe.rounds.patience, 1),
         ("--nsamples", 1 if recipe.data.nsamples is None else recipe.data.nsamples, 1),
         ("--seqlen", recipe.data.seqlen, 2),
         ("data.heldout", recipe.data.heldout or 0, 0),

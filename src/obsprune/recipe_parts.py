@@ -53,8 +53,9 @@ class RoundsPart:
 
     tune: fine-tuning before the projection: `masked` (zeros stay), `free` (every weight may come back), or `none`;
     steps: its optimizer steps in each of `passes` over the sequences, at most one a sequence; step: `newton`, `local`,
-    or `none` (projection alone); damping: λ of the Newton step as a share of the mean diagonal; memory: where all that
-    a round keeps lives: `auto`, `device`, `host`, `disk`.
+    or `none` (projection alone); damping: λ of the Newton step as a share of the mean diagonal; patience: how many
+    rounds in a row are no better on what is held out before the rounds end; scored: each round's iterate is evaluated,
+    too; memory: where all that a round keeps lives: `auto`, `device`, `host`, `disk`.
     """
 
     tune: str = "masked"
@@ -62,6 +63,8 @@ class RoundsPart:
     passes: int = 1
     step: str = "newton"
     damping: float = 0.01
+    patience: int = 1
+    scored: bool = False
     memory: str = "auto"
 
 

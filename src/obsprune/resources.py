@@ -15,8 +15,8 @@ from obsprune.engine.place import InHost, OnDevice, choose_place
 from obsprune.engine.rundir import bytes_in
 from obsprune.engine.short_walk import Kind, count_kinds
 from obsprune.errors import InputError
+from obsprune.evaluate import perplexity
 from obsprune.evaluate.imagenet import BATCH
-from obsprune.evaluate.perplexity import LOGIT_BYTES
 from obsprune.evaluate.task import Task
 from obsprune.models.activations import COPIES, free_bytes
 from obsprune.models.load import Model
@@ -88,9 +88,7 @@ def sampled(task: Task) -> Samples | None:
 
 def rows_at_once(samples: Samples, model: Model) -> int:
     """Samples of one forward of an evaluation."""
-    if not model.kind.positional:
-        return BATCH
-    return max(1, min(64, LOGIT_BYTES // (4 * samples.positions * model.classes)))
+    return perplexity.rows_at_once(samples, model) if model.kind.positional else BATCH
 
 
 def waits(plan: Plan, waiting: int) -> str:

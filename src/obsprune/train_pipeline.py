@@ -12,6 +12,7 @@ import torch
 from obsprune.engine.retrained import Course, Retrained, check_training, labelled
 from obsprune.engine.rundir import RunDir
 from obsprune.errors import InputError
+from obsprune.evaluate.task import Task
 from obsprune.evaluate.tasks import check_name
 from obsprune.models.images import ImageSamples
 from obsprune.models.load import Model, locate
@@ -20,7 +21,7 @@ from obsprune.pipeline import evaluate, evaluate_result, plan_tasks
 from obsprune.plan import Plan, draw_samples, machine_facts, open_model, uniform_patterns
 from obsprune.progress import Progress
 from obsprune.report.memory import MemoryWatch
-from obsprune.report.report import build_training_report, write_report
+from obsprune.report.report import Execution, build_training_report, write_report
 from obsprune.training_recipe import TrainingRecipe
 
 FEW = 100
@@ -104,20 +105,23 @@ def train_prune(
     An unfinished run of the same recipe in `output` is continued after its last whole step. Raises InputError before
     anything is written.
     """
-    with MemoryWatch() as memory:
-        return _train_prune(recipe, output, progress, force, token, command, memory)
-
-
-def _train_prune(
-    recipe: TrainingRecipe,
-    output: Path,
-    progress: Progress,
-    force: bool,
-    token: str | None,
-    command: str,
-    memory: MemoryWatch,
-) -> dict[str, Any]:
     begin = time.perf_counter()
+    with MemoryWatch() as memory:
+        plan, tasks, run, facts = prepare(recipe, output, progress, force, token)
+        carry_out(plan, tasks, run, progress)
+        execution = Execution(time.perf_counter() - begin, memory.peak, command)
+        report = build_training_report(run, recipe.tree(), plan.model, facts, plan.common.notices, execution)
+    write_report(run, report)
+    run.record("end")
+    return report
+
+
+def prepare(
+    recipe: TrainingRecipe, output: Path, progress: Progress, force: bool, token: str | None
+) -> tuple[TrainingPlan, list[Task], RunDir, dict[str, Any]]:
+    """The plan, what it is evaluated on, its run, begun or continued, and what a report says about the images. Raises
+    InputError for all that can be known before anything is written.
+    """
     run = RunDir.open(output, locate(recipe.model.name, recipe.model.revision, token), force)
     plan = make_training_plan(recipe, token)
     for notice in plan.common.notices:
@@ -127,6 +131,11 @@ def _train_prune(
     facts = plan.facts | {"trained_sha256": plan.images.content_hash()}
     if run.start(recipe.tree(), run_facts(plan, facts), [b.name for b in plan.model.blocks], bytes_needed(plan.model)):
         progress.notice(f"continuing the unfinished run in {output}")
+    return plan, tasks, run, facts
+
+
+def carry_out(plan: TrainingPlan, tasks: list[Task], run: RunDir, progress: Progress) -> None:
+    """Evaluates, prunes and retrains in steps, completes the checkpoint and evaluates again."""
     try:
         evaluate(plan.model, tasks, run, "dense", progress)
         Retrained(plan.model, plan.course, plan.compute, plan.scored, plan.images, run, progress)()
@@ -134,14 +143,7 @@ def _train_prune(
         run.abandon()
         raise
     run.finish(plan.model.checkpoint, plan.model.rest)
-    evaluate_result(recipe.like, tasks, run, progress)
-    seconds = time.perf_counter() - begin
-    report = build_training_report(
-        run, recipe.tree(), plan.model, facts, plan.common.notices, seconds, command, memory.peak
-    )
-    write_report(run, report)
-    run.record("end")
-    return report
+    evaluate_result(plan.recipe.like, tasks, run, progress)
 
 
 def check(plan: TrainingPlan, progress: Progress) -> None:

@@ -310,11 +310,11 @@ def test_rounds_end_when_nothing_gets_better(llama: Model, tmp_path: Path) -> No
     before = shards(tmp_path / "out")
     place: Place = InHost(llama)
     with place.opened():
-        rounds = Rounds(Newton(moves=False), None, projection, place, run, Silent(), 4)
+        rounds = Rounds(Newton(moves=False), None, projection, place, run, Silent(), 4, 4)
         rounds([rows, rows, rows], samples(4, seed=1), 1.0)
     last = run.recorded("round")
     assert last is not None and (last["round"], last["kept"]) == (2, False)
-    assert "no better than the round before" in describe(last, 4)
+    assert "no better than round 1, which is kept" in describe(last, 4, 1)
     assert shards(tmp_path / "out") == before
 
 
@@ -366,7 +366,7 @@ def test_a_rate_that_blows_up_is_passed_over(llama: Model, tmp_path: Path) -> No
     place = OnDevice(llama)
     with place.opened():
         judge, lesson = teach(place, rows.take(range(4)), 2), teach(place, rows.take(range(4, 8)), 1)
-        rounds = Rounds(Newton(), Tuning(4, True), projection, place, run, Silent(), 4)
+        rounds = Rounds(Newton(), Tuning(4, True), projection, place, run, Silent(), 4, 1)
         shares = rounds.tuning.shares(lesson)
         _, divergence = rounds._pass(Committed(run), lesson, judge, shares, 1e30)
         assert divergence == math.inf
@@ -379,3 +379,29 @@ def test_targets_of_the_first_round_stay_in_the_report(zoo: Zoo, tokens: Path, t
     assert report["rounds"][1]["best"]
     writers = {matrix["name"].rpartition(".")[2] for matrix in report["matrices"] if matrix["residual"]}
     assert writers == {"o_proj", "down_proj"}
+
+
+def test_patience_goes_on_and_keeps_the_best(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    """With patience every round is done, from where the last one ended; the best one is the result."""
+    rounds = QUICK | {"tune": "free", "step": "none", "patience": 5, "scored": True}
+    report = pruned(zoo("llama"), tokens, tmp_path / "out", rounds=rounds, iters=6, evaluation=["heldout"])
+    entries = report["rounds"]
+    assert [entry["round"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    lowest = math.inf
+    for entry in entries:
+        assert entry["kept"] == (entry["heldout_kl"] < lowest)
+        lowest = min(lowest, entry["heldout_kl"])
+    assert not all(entry["kept"] for entry in entries)
+    best = next(entry for entry in entries if entry["best"])
+    assert best["heldout_kl"] == lowest
+    final = report["evaluation"]["heldout"]["pruned"]
+    assert best["scores"]["heldout"]["nll"] == final["nll"]  # what was scored is what was saved
+    assert len({entry["scores"]["heldout"]["nll"] for entry in entries}) > 1
+    assert not (tmp_path / "out/rounds").exists()
+
+
+def test_one_round_of_patience_is_as_ever(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    """Scoring moves no bit, and nor does patience as long as every round is better."""
+    pruned(zoo("llama"), tokens, tmp_path / "plain", iters=3)
+    pruned(zoo("llama"), tokens, tmp_path / "scored", iters=3, rounds=QUICK | {"scored": True}, evaluation=["heldout"])
+    assert shards(tmp_path / "plain") == shards(tmp_path / "scored")

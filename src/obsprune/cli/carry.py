@@ -72,6 +72,16 @@ def given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and value != {}}
 
 
+def layers(config: Path | None, flags: dict[str, Any], settings: list[str] | None) -> list[dict[str, Any]]:
+    """What a recipe is made of, the later before the earlier: a file's, the flags', and each `--set`'s tree. Raises
+    InputError.
+    """
+    from obsprune.trees import parse_setting, read_recipe
+
+    later = [parse_setting(text) for text in settings or []]
+    return [read_recipe(config) if config else {}, flags, *later]
+
+
 def _without_token(words: list[str]) -> list[str]:
     """The command line for the report, without a secret in it."""
     hidden = [index + 1 for index, word in enumerate(words) if word == "--token"]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from obsprune.cli import options
-from obsprune.cli.carry import Verb, Way, carry_out, given
+from obsprune.cli.carry import Verb, Way, carry_out, given, layers
 from obsprune.cli.console import quiet_libraries
 from obsprune.cli.plan_tables import dry_run_tables
 from obsprune.cli.tables import prune_tables
+
+if TYPE_CHECKING:
+    from obsprune.ranks import Ranks
+    from obsprune.recipe import Recipe
 
 
 def prune(
@@ -42,16 +48,7 @@ def prune(
 ) -> None:
     """Prune a language model or an image classifier and write a sparse checkpoint."""
     quiet_libraries()
-    from obsprune import pipeline
     from obsprune.engine.distributed import processes
-    from obsprune.outlook import describe, look_ahead
-    from obsprune.presets import layered
-    from obsprune.recipe import Recipe, make_recipe
-    from obsprune.trees import parse_setting, read_recipe
-
-    def asked() -> Recipe:
-        settings = [parse_setting(text) for text in set_ or []]
-        return make_recipe(*layered(preset, read_recipe(config) if config else {}, flags, *settings))
 
     flags = given(
         model=given(name=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code or None),
@@ -66,10 +63,24 @@ def prune(
         evaluation=eval_,
     )
     with processes() as ranks:
-        plan, run = partial(look_ahead, ranks=ranks), partial(pipeline.prune, ranks=ranks)
-        verb = Verb(plan, describe, dry_run_tables, run, prune_tables)
         way = Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code, ranks.first)
-        carry_out(verb, ranks.agree(asked), way)
+        recipe = ranks.agree(lambda: _asked(preset, config, flags, set_))
+        carry_out(_verb(ranks), recipe, way)
+
+
+def _asked(preset: str | None, config: Path | None, flags: dict[str, Any], settings: list[str] | None) -> Recipe:
+    from obsprune.presets import layered
+    from obsprune.recipe import make_recipe
+
+    return make_recipe(*layered(preset, *layers(config, flags, settings)))
+
+
+def _verb(ranks: Ranks) -> Verb:
+    from obsprune import pipeline
+    from obsprune.outlook import describe, look_ahead
+
+    plan, run = partial(look_ahead, ranks=ranks), partial(pipeline.prune, ranks=ranks)
+    return Verb(plan, describe, dry_run_tables, run, prune_tables)
 
 
 def _number(text: str | None) -> int | str | None:

@@ -103,8 +103,9 @@ def amount(values: dict[str, Any]) -> str:
 
 
 def _rounds_table(entries: list[dict[str, Any]]) -> Table:
-    told = list(entries[0]["told"])
-    rounds = new_table("rounds, on what was held out", ["round", "KL", *told, "step", "rate", "moved", "time"])
+    told, scored = list(entries[0]["told"]), list(entries[0].get("scores", {}))
+    columns = ["round", "KL", *told, *map(short, scored), "step", "rate", "moved", "time"]
+    rounds = new_table("rounds, on what was held out", columns)
     for entry in entries:
         further = entry["round"] > 1
         add_row(
@@ -112,6 +113,7 @@ def _rounds_table(entries: list[dict[str, Any]]) -> Table:
             f"{entry['round']}{' *' if entry['best'] else ''}",
             f"{entry['heldout_kl']:.4f}",
             *(f"{entry['told'][name]:.3f}" for name in told),
+            *(f"{score[score['metric']]:.3f}" for score in entry.get("scores", {}).values()),
             f"{entry['step']:.2g}" if further else "",
             f"{entry['rate']:.2g}" if entry.get("rate") else "",
             f"{entry['moved']:.2%}" if further else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from obsprune.cli import options
-from obsprune.cli.carry import Verb, Way, carry_out, given
+from obsprune.cli.carry import Verb, Way, carry_out, given, layers
 from obsprune.cli.console import quiet_libraries
 from obsprune.cli.plan_tables import training_dry_run_tables
 from obsprune.cli.tables import training_tables
@@ -38,10 +38,8 @@ def train_prune(
 ) -> None:
     """Prune an image classifier in steps, retrain it after each, and write a sparse checkpoint."""
     quiet_libraries()
-    from obsprune import train_pipeline
     from obsprune.engine.distributed import alone
     from obsprune.training_recipe import make_training
-    from obsprune.trees import parse_setting, read_recipe
 
     alone("train-prune")
     flags = given(
@@ -54,13 +52,17 @@ def train_prune(
         skip=skip,
         evaluation=eval_,
     )
-    settings = [parse_setting(text) for text in set_ or []]
-    recipe = make_training(read_recipe(config) if config else {}, flags, *settings)
-    verb = Verb(
+    recipe = make_training(*layers(config, flags, set_))
+    carry_out(_verb(), recipe, Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code))
+
+
+def _verb() -> Verb:
+    from obsprune import train_pipeline
+
+    return Verb(
         lambda recipe, output, watch, token: train_pipeline.make_training_plan(recipe, token),
         train_pipeline.describe,
         training_dry_run_tables,
         train_pipeline.train_prune,
         training_tables,
     )
-    carry_out(verb, recipe, Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code))

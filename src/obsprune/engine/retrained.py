@@ -174,7 +174,7 @@ class Retrained:
         save(self.run.iterate(number), self.model.blocks, masks)
         told = [str(damage) for _, damage in sorted(images.damaged.items())]
         event = self.run.record("step", number=number, sparsity=sparsity, **facts, damaged=told)
-        self.run.forget(number - 1)
+        self.run.forget({number})
         return masks, event
 
 

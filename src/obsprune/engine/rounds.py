@@ -3,8 +3,9 @@ calibration sequences, moves all weights of the sparse model toward the dense mo
 projects them with the solver again, the mask free to change.
 
 A round: (1) a fine-tuning pass over its sequences (engine/finetune.py), if it helps; (2) from there a step and a
-projection for several step sizes (engine/steps.py); (3) the best of them by the divergence on held-out sequences, if it
-is better than the round before: else the rounds end there. What was measured: README, "Rounds".
+projection for several step sizes (engine/steps.py); (3) the best of them by the divergence on held-out sequences. The
+rounds end when so many of them in a row (`patience`) are no better than the best one, which is kept. What was measured:
+README, "Rounds".
 """
 
 from __future__ import annotations
@@ -31,9 +32,17 @@ PROBE = 0.5
 """A learning rate is tried on this part of one pass over the sequences."""
 
 
+def unscored(number: int, weights: Source) -> Event:
+    """Of a round that is not evaluated."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Rounds:
-    """All rounds after the first. tuning: None for none; batch_size: samples of one forward."""
+    """All rounds after the first. tuning: None for none; judged_at_once, lesson_size: samples of one forward, of those
+    held out and of a round's; patience: how many rounds in a row may be no better; evaluate: what a report should say
+    of a round's iterate.
+    """
 
     step: Step
     tuning: Tuning | None
@@ -41,7 +50,10 @@ class Rounds:
     place: Place
     run: RunDir
     progress: Progress
-    batch_size: int
+    judged_at_once: int
+    lesson_size: int
+    patience: int = 1
+    evaluate: Callable[[int, Source], Event] = unscored
 
     def __call__(self, further: Sequence[Samples], held: Samples, seconds: float) -> None:
         """Improves the one-shot result in `run` and commits the best iterate there.
@@ -49,20 +61,31 @@ class Rounds:
         further: the samples of each round; held: those that judge; seconds: what one shot took. Rounds that the run
         directory knows are not done again.
         """
-        judge = teach(self.place, held, self.batch_size)
+        judge = teach(self.place, held, self.judged_at_once)
         last = self.run.recorded("round") or self._first(judge, seconds)
         for number, samples in enumerate(further, 2):
-            if last["round"] < number and last["kept"]:
-                self.progress.line(describe(last, len(further) + 1))
+            if last["round"] < number and self._goes_on(last["round"]):
+                self.progress.line(describe(last, len(further) + 1, self._best["round"]))
                 last = self._round(number, samples, judge, last)
-        self.progress.line(describe(last, len(further) + 1))
+        self.progress.line(describe(last, len(further) + 1, self._best["round"]))
         self._finish()
+
+    @property
+    def _best(self) -> Event:
+        """What the journal says of the best round so far."""
+        best = self.run.recorded("round", kept=True)
+        assert best is not None
+        return best
+
+    def _goes_on(self, number: int) -> bool:
+        """Whether another round follows this one."""
+        return bool(number - self._best["round"] < self.patience)
 
     def _first(self, judge: Lesson, seconds: float) -> Event:
         score = judge.score(self._iterate(1))
         if math.isinf(score.kl):
             raise ObspruneError("the pruned model's logits are not finite; compute in a wider type (--dtype float32)")
-        return self._record(1, score, seconds, kept=True)
+        return self._record(1, score, seconds, kept=True, **self.evaluate(1, self._iterate(1)))
 
     def _record(self, number: int, score: Score, seconds: float, **facts: Any) -> Event:
         told = self.place.model.kind.told(score.nll, score.agreement)
@@ -79,12 +102,12 @@ class Rounds:
     def _round(self, number: int, samples: Samples, judge: Lesson, last: Event) -> Event:
         begin = time.perf_counter()
         before = self._iterate(number - 1)
-        lesson = teach(self.place, samples, self._size_of_a_batch(len(samples)))
+        lesson = teach(self.place, samples, self.lesson_size)
         point, rate = self._tuned(before, lesson, judge, last)
         found = self.step.candidates(point, lesson, self.projection, self.step.sizes(last.get("step")), self.progress)
-        score, best = self._best(found, judge)
-        kept = score.kl < last["heldout_kl"]
-        if kept:
+        score, best = self._choose(found, judge)
+        kept = score.kl < self._best["heldout_kl"]
+        if kept or self._goes_on(number):
             folder = self._folder(number)
             self.run.ranks.told(lambda: keep(best.weights, folder, self.place))
         facts = {
@@ -94,14 +117,10 @@ class Rounds:
             "moved": moved(before, best.weights, self.place),
             "matrices": {block: [asdict(result) for result in results] for block, results in best.matrices.items()},
         }
-        event = self._record(number, score, time.perf_counter() - begin, **facts)
-        if kept:
-            self.run.forget(number - 1)
+        seconds = time.perf_counter() - begin
+        event = self._record(number, score, seconds, **facts, **self.evaluate(number, best.weights))
+        self.run.forget({number, self._best["round"]})
         return event
-
-    def _size_of_a_batch(self, samples: int) -> int:
-        """So many that every step of a fine-tuning pass has a batch of its own."""
-        return min(self.batch_size, max(1, samples // self.tuning.steps)) if self.tuning else self.batch_size
 
     def _tuned(self, before: Source, lesson: Lesson, judge: Lesson, last: Event) -> tuple[Source, float | None]:
         """The point after fine-tuning and its learning rate; where it came from, and None, when that was better."""
@@ -143,7 +162,7 @@ class Rounds:
         projected = Newton().candidates(point, lesson, self.projection, [0.0], Silent())
         return point, judge.score(projected[0].weights).kl
 
-    def _best(self, found: Sequence[Candidate], judge: Lesson) -> tuple[Score, Candidate]:
+    def _choose(self, found: Sequence[Candidate], judge: Lesson) -> tuple[Score, Candidate]:
         self.progress.stage("step sizes", len(found))
         scores = []
         for candidate in found:
@@ -153,8 +172,7 @@ class Rounds:
 
     def _finish(self) -> None:
         """Writes the best iterate over the shards of the first one."""
-        best = self.run.recorded("round", kept=True)
-        assert best is not None
+        best = self._best
         if best["round"] == 1:
             return
         weights, model = self._folder(best["round"]), self.place.model
@@ -195,12 +213,12 @@ def spoken(told: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in told.items())
 
 
-def describe(event: Event, total: int) -> str:
-    """One line about a round."""
+def describe(event: Event, total: int, best: int) -> str:
+    """One line about a round. best: the number of the best one so far."""
     scores = f"held-out KL {event['heldout_kl']:.4f}, {spoken(event['told'])}"
     facts = f"round {event['round']} of {total}: {scores}"
     if event["round"] > 1:
         rate = f", rate {event['rate']:.2g}" if event["rate"] else ""
         facts += f", step {event['step']:.2g}{rate}, {100 * event['moved']:.2f} % of the mask moved"
-    worse = "" if event["kept"] else "; no better than the round before, which is kept"
+    worse = "" if event["kept"] else f"; no better than round {best}, which is kept"
     return f"{facts}, {event['seconds']:.1f} s{worse}"

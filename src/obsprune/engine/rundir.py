@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -154,10 +154,20 @@ class RunDir:
         """Where the weights of a round after the first lie until the run is finished."""
         return self.path / ROUNDS / str(number)
 
-    def forget(self, number: int) -> None:
-        """Deletes the weights of a round that a later one has replaced."""
+    def forget(self, but: Collection[int]) -> None:
+        """Deletes the weights of all rounds but these."""
         self.ranks.wait()  # nobody reads them any more
-        self.ranks.told(lambda: shutil.rmtree(self.iterate(number), ignore_errors=True))
+        self.ranks.told(lambda: self._forget(but))
+
+    def _forget(self, but: Collection[int]) -> None:
+        for path in (self.path / ROUNDS).glob("[0-9]*"):
+            if int(path.name) not in but:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def discard(self, trial: RunDir) -> None:
+        """Deletes a trial that is not taken over."""
+        self.ranks.wait()
+        self.ranks.told(lambda: shutil.rmtree(trial.path))
 
     @property
     def scratch(self) -> Path:

@@ -42,12 +42,17 @@ class Perplexity(Task):
         return Scored({"metric": self.metric, **values, **self.protocol}, {"nll": (rows_N / predicted).tolist()})
 
 
+def rows_at_once(samples: Samples, model: Model) -> int:
+    """Rows of one forward, in each process: at most 64, and so few that their logits stay under LOGIT_BYTES."""
+    return max(1, min(64, LOGIT_BYTES // (4 * samples.positions * model.classes)))
+
+
 def row_losses(model: Model, samples: Samples, progress: Progress, title: str) -> Tensor:
     """Next-token losses of each row, summed over the row, float64 [N]. The model is streamed block by block, and may
     exceed the memory.
     """
-    ranks, size = model.ranks, max(1, min(64, LOGIT_BYTES // (4 * samples.positions * model.classes)))
-    parts = model.shared(samples, ranks.size * size)
+    ranks = model.ranks
+    parts = model.shared(samples, ranks.size * rows_at_once(samples, model))
     losses: dict[int, Tensor] = {}
     progress.stage(title, len(model.blocks))
 

@@ -19,6 +19,10 @@ class Scored:
     values: dict[str, Any]
     items: dict[str, list[float]] = field(default_factory=dict)
 
+    def numbers(self, metric: str) -> dict[str, Any]:
+        """The name of the headline, and all that was measured, without the protocol."""
+        return {"metric": metric, **{name: value for name, value in self.values.items() if isinstance(value, float)}}
+
 
 class Task(ABC):
     """name: as the user gave it; metric: the headline among the values; protocol: with a `sha256` of the material."""

@@ -22,12 +22,13 @@ STYLES = ("-", "--", "-.", ":")
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; low and high are the edges of its band."""
+    """One curve; low and high are the edges of its band; star: the place of a point to mark."""
 
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    star: int | None = None
 
 
 class Panel(ABC):
@@ -57,6 +58,8 @@ class Curves(Panel):
             axes.plot(line.x, line.y, style, color=colour, label=name, linewidth=1.5)
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+            if line.star is not None:
+                axes.plot(line.x[line.star], line.y[line.star], "*", color=colour, markersize=11)
         axes.set(title=self.title, xlabel=self.x, ylabel=self.y)
         axes.set_xscale("symlog" if self.log_x else "linear")
         axes.set_yscale("log" if self.log_y else "linear")

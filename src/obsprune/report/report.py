@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,29 @@ GOOD_FOR = (
 Report = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Execution:
+    """What a report says about the process beside the result. seconds: of all of it; memory: the most bytes, as of
+    MemoryWatch; command: the line that started it, without secrets.
+    """
+
+    seconds: float
+    memory: Mapping[str, int]
+    command: str
+
+
 def build_report(
     run: RunDir,
     recipe: Report,
     model: Model,
     data: Report,
     notices: list[str],
-    seconds: float,
-    command: str,
-    memory: Mapping[str, int],
+    execution: Execution,
 ) -> Report:
     """Everything a reader of the result may ask, as plain values."""
     matrices = _matrices(run, model)
     return {
-        **_about(run, recipe, model, command),
+        **_about(run, recipe, model, execution.command),
         "data": data,
         "sparsity": _reached(matrices, recipe["sparsity"], recipe["pattern"]),
         "allocation": _allocation(run),
@@ -52,9 +62,8 @@ def build_report(
         "matrices": matrices,
         "skipped": model.skipped,
         "warnings": [*notices, *_rescues(matrices, recipe)],
-        "seconds": {"total": seconds, **_seconds(run)},
-        "memory": dict(memory),
-        **_environment(),
+        "seconds": {"total": execution.seconds, **_seconds(run)},
+        **_environment(execution.memory),
     }
 
 
@@ -64,16 +73,14 @@ def build_training_report(
     model: Model,
     data: Report,
     notices: list[str],
-    seconds: float,
-    command: str,
-    memory: Mapping[str, int],
+    execution: Execution,
 ) -> Report:
     """The same of `train-prune`, with its steps instead of rounds, and what was trained."""
     matrices, steps = _matrices(run, model), _steps(run)
     damaged = list(dict.fromkeys(name for step in steps for name in step["damaged"]))
     left_out = [f"{len(damaged):,} images cannot be read and were not trained on: {', '.join(damaged)}"]
     return {
-        **_about(run, recipe, model, command),
+        **_about(run, recipe, model, execution.command),
         "data": data,
         "sparsity": _reached(matrices, recipe["sparsity"], "unstructured"),
         "training": {"optimizer": "Adam", "weights": "float32", **recipe["training"], **_trained(model)},
@@ -83,12 +90,11 @@ def build_training_report(
         "skipped": model.skipped,
         "warnings": [*notices, *(left_out if damaged else [])],
         "seconds": {
-            "total": seconds,
+            "total": execution.seconds,
             "steps": float(sum(step["seconds"] for step in steps)),
             "evaluation": float(sum(e["seconds"] for e in run.events if e["kind"] == "score")),
         },
-        "memory": dict(memory),
-        **_environment(),
+        **_environment(execution.memory),
     }
 
 
@@ -110,8 +116,9 @@ def _about(run: RunDir, recipe: Report, model: Model, command: str) -> Report:
     }
 
 
-def _environment() -> Report:
+def _environment(memory: Mapping[str, int]) -> Report:
     return {
+        "memory": dict(memory),
         "peak_memory_bytes": peak_memory(),
         "versions": {
             "obsprune": __version__,
