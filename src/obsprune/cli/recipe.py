@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from obsprune.cli import options
 from obsprune.cli.console import Watch, err, guarded, quiet_libraries
-from obsprune.cli.tables import plain, verdict_table
+from obsprune.cli.tables import add_row, new_table, plain, verdict_table
 
 app = typer.Typer(help="Presets and the papers' experiments: list, show, run.", no_args_is_help=True)
 OUT = Path("obsprune-out") / "recipes"
@@ -29,6 +31,9 @@ Setting = Annotated[
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Another value of one of its `settings` (recipe show): steps=5. Repeatable."
     ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be pruned, and on how much; needs neither data nor weights.")
 ]
 Output = Annotated[
     Path | None,
@@ -60,7 +65,7 @@ def show(name: Annotated[str, typer.Argument(help="A preset or an experiment.")]
 
     with guarded():
         own = name in presets.names()
-        paths = [presets.path_of(name)] if own else recipes.paths_of(name, presets.names()).values()
+        paths = [presets.path_of(name)] if own else recipes.paths_of(name, presets.names(), large=True).values()
         typer.echo("\n".join(path.read_text(encoding="utf-8") for path in paths), nl=False)
 
 
@@ -68,6 +73,7 @@ def show(name: Annotated[str, typer.Argument(help="A preset or an experiment.")]
 def run(
     name: Annotated[str, typer.Argument(help="A paper, one of its experiments (PAPER/NAME), or a YAML file.")],
     smoke: Annotated[bool, typer.Option("--smoke", help="Everything once, as small as it goes.")] = False,
+    dry_run: DryRun = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="How often it is repeated. (default: the recipe's)")] = None,
     data: Data = None,
     set_: Setting = None,
@@ -92,6 +98,11 @@ def run(
             raise InputError(f"{name} is a preset; obsprune prune MODEL --preset {name}")
         settings = (parse_setting(text.removeprefix("settings.")) for text in set_ or [])
         changes = merge(*settings, {"seeds": seeds} if seeds else {})
+        if dry_run:
+            paths = recipes.paths_of(name, large=True)
+            studies = {known: recipes.opened(path, smoke, changes)[1] for known, path in paths.items()}
+            _show({known: study.plan(Material(data)) for known, study in studies.items()}, json_)
+            return
         planned = {
             known: recipes.Experiment.prepare(
                 path, _folder(known, output_dir, smoke), Material(data), smoke, changes, force
@@ -112,3 +123,21 @@ def run(
 
 def _folder(name: str, asked: Path | None, smoke: bool) -> Path:
     return asked / Path(name).name if asked else OUT / f"{name}-smoke" if smoke else OUT / name
+
+
+def _show(plans: dict[str, Any], as_json: bool) -> None:
+    """What experiments come to, by the names of their recipes, for a person or for a machine."""
+    if as_json:
+        told = {name: {"values": plan.values, "tables": list(map(asdict, plan.tables))} for name, plan in plans.items()}
+        typer.echo(json.dumps(told, indent=1))
+        return
+    for name, plan in plans.items():
+        typer.echo(f"{name}\n\n{plain(*map(_table, plan.tables))}\n")
+
+
+def _table(told: Any) -> Table:
+    """A study's table for the terminal."""
+    table = new_table(told.title, list(told.columns), left=2)
+    for row in told.rows:
+        add_row(table, *row)
+    return table

@@ -13,6 +13,7 @@ STUDIES = {
     "obs-monks": "monks:Monks",
     "obs-xor": "xor:Xor",
     "taylor-mnist1d": "taylor:TaylorMnist1d",
+    "pruning": "pruning:Pruning",
     "cbs-mobilenet": "mobilenet:MobilenetSurgery",
     "elimination": "elimination.networks:Elimination",
     "elimination-bound": "elimination.bound:TaylorError",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median, stdev
 
+from obsprune.errors import InputError
 from obsprune.progress import Progress
 from obsprune.report.figures import Figure
 from obsprune.studies.material import Material
@@ -44,6 +45,12 @@ class Study(ABC):
     def require(self, material: Material) -> None:
         """Raises InputError when the material lacks what `run` will ask for."""
         return
+
+    def plan(self, material: Material) -> Outcome:
+        """What `run` comes to, found without any work and, where the recipe names a shape, without data. Raises
+        InputError when a setting cannot be, or there is nothing to plan.
+        """
+        raise InputError("this experiment has nothing to plan: run it with --smoke")
 
     @abstractmethod
     def run(self, material: Material, progress: Progress) -> Outcome:

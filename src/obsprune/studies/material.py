@@ -5,6 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +39,25 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Material:
-    """A folder with mnist/, mnist1d/ and monks/ in it, or none."""
+    """A folder with mnist/, mnist1d/ and monks/ in it, or none. work: where a long experiment keeps what it has done
+    until it is finished; without it nothing is kept.
+    """
 
     folder: Path | None = None
+    work: Path | None = None
+
+    @contextmanager
+    def working(self) -> Iterator[Path]:
+        """A folder to work in, which is there again when a stopped experiment is repeated, and gone when it is done."""
+        folder = self.work or Path(tempfile.mkdtemp())
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            if self.work is None:
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
 
     def path(self, name: str) -> Path | None:
         """A file of the folder, where there is one."""
@@ -46,7 +66,14 @@ class Material:
 
     def require(self, name: str, what: str) -> Path:
         """A file that cannot be done without. Raises InputError."""
-        path = self.path(name)
+        return self._found(self.path(name), name, what)
+
+    def require_any(self, name: str, what: str) -> Path:
+        """A file or a folder that cannot be done without. Raises InputError."""
+        path = self.folder / name if self.folder else None
+        return self._found(path if path and path.exists() else None, name, what)
+
+    def _found(self, path: Path | None, name: str, what: str) -> Path:
         if path is None:
             where = f"{self.folder} has no {name}" if self.folder else "no folder of data was named"
             raise InputError(f"{what} is needed and {where}; --data DIR, where DIR/{name} is")

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -112,18 +112,32 @@ def needs_gpu(name: str) -> bool:
         return "; needs a GPU" in file.readline()
 
 
-def paths_of(name: str, others: Iterable[str] = ()) -> dict[str, Path]:
-    """The recipes that a name means, by their own: a paper's (all that need no GPU), one of them, or a YAML file.
-    others: names that are known too, for the message. Raises InputError.
+def paths_of(name: str, others: Iterable[str] = (), large: bool = False) -> dict[str, Path]:
+    """The recipes that a name means, by their own: a paper's, one of them, or a YAML file. others: names that are known
+    too, for the message; large: a paper's are those that need a GPU, too. Raises InputError.
     """
     if name.endswith((".yaml", ".yml")):
         return {Path(name).stem: Path(name)}
-    own = [known for known in names() if known.partition("/")[0] == name and not needs_gpu(known)]
-    found = own or [known for known in names() if known == name]
+    own = [known for known in names() if known.partition("/")[0] == name]
+    found = [known for known in names() if known == name] or [known for known in own if large or not needs_gpu(known)]
+    if own and not found:
+        raise InputError(f"all of {name} need a GPU; name one of {', '.join(own)}, or see what they are with --dry-run")
     if not found:
         papers = {known.partition("/")[0] for known in names()}
         raise InputError(f"unknown recipe '{name}'; {nearest(name, {*papers, *names(), *others})}")
     return {known: root() / f"{known}.yaml" for known in found}
+
+
+def opened(path: Path, smoke: bool = False, changes: Tree | None = None) -> tuple[PaperRecipe, Study]:
+    """A recipe and its study, with the recipe's smoke settings if they are asked for, and changes of them. Raises
+    InputError.
+    """
+    recipe = PaperRecipe.read(path)
+    settings = merge(recipe.settings, recipe.smoke if smoke else {}, changes or {})
+    study: Study = typed(find_study(recipe.study), settings, "settings.")
+    if study.seeds < 1:
+        raise InputError(f"seeds is {study.seeds}; a number from 1 up is expected")
+    return recipe, study
 
 
 @dataclass(frozen=True)
@@ -151,11 +165,7 @@ class Experiment:
 
         Raises InputError, also when `output` holds anything but, with `force`, results of a former run.
         """
-        recipe = PaperRecipe.read(path)
-        settings = merge(recipe.settings, recipe.smoke if smoke else {}, changes or {})
-        study: Study = typed(find_study(recipe.study), settings, "settings.")
-        if study.seeds < 1:
-            raise InputError(f"seeds is {study.seeds}; a number from 1 up is expected")
+        recipe, study = opened(path, smoke, changes)
         study.require(material)
         _require_free(output, force)
         require_matplotlib()
@@ -171,9 +181,14 @@ class Experiment:
         write_results(self.output, results, outcome)
         return results
 
+    @property
+    def unfinished(self) -> Path:
+        """Where a long study keeps what it has done, beside the results to come."""
+        return self.output.with_name(f"{self.output.name}-unfinished")
+
     def _outcome(self, progress: Progress) -> Outcome:
         try:
-            return self.study.run(self.material, progress)
+            return self.study.run(replace(self.material, work=self.unfinished), progress)
         except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
             if not self.changes:
                 raise
