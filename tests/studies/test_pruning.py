@@ -14,6 +14,7 @@ from obsprune.models.shapes import SHAPES
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
 from obsprune.studies import pruning
+from obsprune.studies.kept import Kept
 from obsprune.studies.material import Material
 from obsprune.studies.pruned import Case, best, figures, tables, values
 from obsprune.studies.pruning import Pruning, Subject
@@ -118,9 +119,8 @@ def test_another_question_is_not_answered_by_what_was_kept(tmp_path: Path) -> No
                     forms={"once": {}}, patterns=[0.5])  # fmt: skip
     material = Material(tmp_path)
     subject = study.subject.within(material)
-    case, work = study.cases[0], tmp_path / "work"
-    work.mkdir()
-    first = study._pruned(case, 0, subject, work, Silent())
-    assert study._pruned(case, 0, subject, work, Silent()) == first
+    case, kept = study.cases[0], Kept(tmp_path)
+    first = study._pruned(case, 0, subject, kept, Silent())
+    assert study._pruned(case, 0, subject, kept, Silent()) == first
     other = replace(study, common={"data": {"nsamples": 5, "heldout": 2, "seqlen": 16}})
-    assert other._pruned(case, 0, subject, work, Silent())["data"] != first["data"]
+    assert other._pruned(case, 0, subject, kept, Silent())["data"] != first["data"]

@@ -4,16 +4,12 @@ tables and figures of the papers that prune checkpoints.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import final
 
-from obsprune import __version__
 from obsprune.engine.rundir import REPORT
 from obsprune.models.checkpoint import write_text
 from obsprune.models.shapes import find_shape
@@ -22,6 +18,7 @@ from obsprune.progress import Progress
 from obsprune.recipe import Recipe, make_recipe
 from obsprune.report.report import Report, read_report
 from obsprune.studies.base import Outcome, Study
+from obsprune.studies.kept import Kept
 from obsprune.studies.material import Material
 from obsprune.studies.planned import planned
 from obsprune.studies.pruned import Case, facts, figures, tables, values
@@ -123,11 +120,11 @@ class Pruning(Study):
             return planned(f"{self.shape}, tiny" if self.tiny else true.id, Path(folder), recipes)
 
     def run(self, material: Material, progress: Progress) -> Outcome:
-        kept = replace(material, work=None) if self.tiny else material  # what is made anew cannot be gone on with
-        with kept.working() as folder:
+        lasting = replace(material, work=None) if self.tiny else material  # what is made anew cannot be gone on with
+        with lasting.working() as folder:
             subject = self._prepared(material, folder)
             found = {
-                case: [self._pruned(case, seed, subject, folder, progress) for seed in range(self.seeds)]
+                case: [self._pruned(case, seed, subject, Kept(folder), progress) for seed in range(self.seeds)]
                 for case in self.cases
             }
         told = _without(facts(next(iter(found.values()))[0]), {str(folder): "", str(material.folder): HERE})
@@ -147,21 +144,15 @@ class Pruning(Study):
         subject = self.subject.within(material)
         return subject.divided(folder) if self.split else subject
 
-    def _pruned(self, case: Case, seed: int, subject: Subject, folder: Path, progress: Progress) -> Report:
-        """The report of one run, which stays in `folder` without its weights: a stopped experiment goes on there. Both
-        are called by what was asked, so that nothing else is taken for it.
-        """
-        recipe = self.recipe(case, seed, subject)
-        asked = sha256(json.dumps([__version__, recipe.tree()]).encode()).hexdigest()[:8]
-        output, kept = (folder / f"{case.name}-{seed}-{asked}{ending}" for ending in ("", ".json"))
-        if not kept.is_file():
+    def _pruned(self, case: Case, seed: int, subject: Subject, kept: Kept, progress: Progress) -> Report:
+        """The report of one run. Its weights do not stay."""
+        recipe, name = self.recipe(case, seed, subject), f"{case.name}-{seed}"
+
+        def work(output: Path) -> Report:
             progress.line(f"{case.name}, seed {seed}")
-            whole = (output / REPORT).is_file()
-            report = read_report(output) if whole else prune(recipe, output, progress)
-            write_text(kept, json.dumps(report))
-            shutil.rmtree(output)
-        found: Report = json.loads(kept.read_text(encoding="utf-8"))
-        return found
+            return read_report(output) if (output / REPORT).is_file() else prune(recipe, output, progress)
+
+        return kept.once(name, recipe.tree(), work)
 
 
 def _without(told: Mapping[str, str], places: Mapping[str, str]) -> dict[str, str]:
