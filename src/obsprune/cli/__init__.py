@@ -9,6 +9,8 @@ import typer
 from obsprune.cli.console import guarded
 from obsprune.cli.evaluate import evaluate
 from obsprune.cli.inspect import inspect
+from obsprune.cli.mask import app as mask
+from obsprune.cli.pack import pack, unpack
 from obsprune.cli.prune import prune
 from obsprune.cli.recipe import app as recipe
 from obsprune.cli.train_prune import train_prune
@@ -26,9 +28,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train-prune": train_prune,
     "eval": evaluate,
     "inspect": inspect,
+    "pack": pack,
+    "unpack": unpack,
 }
 for name, command in COMMANDS.items():
     app.command(name, context_settings=SETTINGS)(guarded()(command))
+app.add_typer(mask, name="mask")
 app.add_typer(recipe, name="recipe")
 
 

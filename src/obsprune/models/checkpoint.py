@@ -23,6 +23,8 @@ from obsprune.models.files import FILE_KINDS, SAFETENSORS, FileKind, Header
 INDEX = SAFETENSORS.index
 SINGLE = SAFETENSORS.single
 CONFIG = "config.json"
+PACKED_INDEX = "obsprune.safetensors.index.json"
+"""Not model.safetensors.index.json: transformers alone must find nothing that it would take for weights."""
 QUANTISED = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|weight_packed|weight_scale|weight_scale_inv|weight_zero_point|absmax|quant_map)$"
     r"|\.quant_state\.|_proj_(blocks|scales)$"
@@ -47,6 +49,8 @@ class Checkpoint(ABC):
     def open(directory: Path) -> Checkpoint:
         """Reads index and headers. Raises InputError for everything that is not a whole checkpoint."""
         kind = next((kind for kind in FILE_KINDS if kind.found(directory)), None)
+        if kind is None and is_file(directory / PACKED_INDEX):
+            raise InputError(f"{directory} is packed; obsprune unpack {directory} -o DIRECTORY first")
         if kind is None:
             raise InputError(f"{directory} holds no {SINGLE} and no {INDEX}{_others(directory)}")
         refuse_links(directory, (*SIDE_FILES, *kind.patterns))

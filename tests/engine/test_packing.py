@@ -1,0 +1,183 @@
+"""Whole checkpoints packed and unpacked; nothing unfinished can be loaded, and nothing of others is deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from zoo import ZOO as FAMILIES
+from zoo import Zoo, random_model
+
+from obsprune.engine import packing
+from obsprune.engine.packing import MARKER, pack, pack_in_place, unpack
+from obsprune.errors import InputError, OutputError
+from obsprune.models.checkpoint import PACKED_INDEX
+from obsprune.progress import Silent
+
+
+class Heard(Silent):
+    """Remembers what stays on the screen."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A checkpoint in several files, with others beside them."""
+    path = tmp_path / "sharded"
+    random_model(FAMILIES["llama"]).to(torch.bfloat16).save_pretrained(path, max_shard_size="20kB")
+    assert len(list(path.glob("model-*.safetensors"))) > 2
+    (path / "README.md").write_text("# a model\n")
+    (path / "report.json").write_text("{}")
+    return path
+
+
+def test_a_directory_comes_back_byte_by_byte(sharded: Path, tmp_path: Path) -> None:
+    told = pack(sharded, tmp_path / "small", Silent())
+    again = unpack(tmp_path / "small", tmp_path / "again", Silent())
+    assert files(tmp_path / "again") == files(sharded)
+    assert not list((tmp_path / "small").glob("model*")) and (tmp_path / "small" / "README.md").is_file()
+    dense = sum(path.stat().st_size for path in sharded.glob("*.safetensors"))
+    assert told["dense_bytes"] == again["dense_bytes"] == dense
+    assert told["packed_bytes"] == again["packed_bytes"] == dense * told["share"] < dense
+    assert told["tensors"] == again["tensors"] == sum(len(load_file(path)) for path in sharded.glob("*.safetensors"))
+
+
+def test_packing_is_reproducible(sharded: Path, tmp_path: Path) -> None:
+    pack(sharded, tmp_path / "one", Silent())
+    pack(sharded, tmp_path / "two", Silent())
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_a_directory_can_be_packed_where_it_is(sharded: Path, tmp_path: Path) -> None:
+    pack(sharded, tmp_path / "small", Silent())
+    before = AutoModelForCausalLM.from_pretrained(sharded).state_dict()
+    pack_in_place(sharded, Silent())
+    assert files(sharded) == files(tmp_path / "small")
+    after = AutoModelForCausalLM.from_pretrained(sharded).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_packing_in_place_can_be_stopped_at_every_file(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = AutoModelForCausalLM.from_pretrained(sharded).state_dict()
+    for step in ("_pack", "write_packed_index", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, step, stopping(getattr(packing, step)))
+            with pytest.raises(KeyboardInterrupt):
+                pack_in_place(sharded, Silent())
+        found = AutoModelForCausalLM.from_pretrained(sharded).state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def stopping(work: object) -> object:
+    def stopped(*arguments: object) -> None:
+        work(*arguments)  # type: ignore[operator]
+        raise KeyboardInterrupt
+
+    return stopped
+
+
+def test_what_is_left_out_is_told(sharded: Path, tmp_path: Path) -> None:
+    (sharded / "onnx").mkdir()
+    (sharded / "model.safetensors").write_bytes(b"of another format, and not in the index")
+    (sharded / ".cache").mkdir()
+    heard = Heard()
+    pack(sharded, tmp_path / "small", heard)
+    assert sorted(heard.notices) == [
+        "model.safetensors is left out: it is no part of the checkpoint",
+        "onnx/ is left out: directories are not copied",
+    ]
+    assert not (tmp_path / "small" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("step", ["pack_file", "_copy_others", "write_packed_index", "packed_config"])
+def test_an_error_leaves_nothing(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fail(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    source, output = zoo("llama"), tmp_path / "small"
+    if step == "packed_config":  # its first call is a check
+        monkeypatch.setattr(packing, "_complete", fail)
+    else:
+        monkeypatch.setattr(packing, step, fail)
+    with pytest.raises(OutputError):
+        pack(source, output, Silent())
+    assert not output.exists()
+
+
+def test_a_kill_leaves_what_cannot_be_loaded_and_can_be_begun_again(zoo: Zoo, tmp_path: Path) -> None:
+    output = tmp_path / "small"
+    pack(zoo("llama"), output, Silent())
+    whole = files(output)
+    (output / "config.json").unlink()
+    (output / MARKER).touch()
+    with pytest.raises((OSError, ValueError), match=r"config\.json"):
+        AutoModelForCausalLM.from_pretrained(output)
+    pack(zoo("llama"), output, Silent())
+    assert files(output) == whole
+
+
+def test_former_results_are_kept_unless_forced(zoo: Zoo, tmp_path: Path) -> None:
+    output = tmp_path / "small"
+    pack(zoo("llama"), output, Silent())
+    (output / "more").mkdir()
+    with pytest.raises(InputError, match="holds a former result; use --force"):
+        pack(zoo("gpt2"), output, Silent())
+    pack(zoo("gpt2"), output, Silent(), force=True)
+    unpack(output, tmp_path / "again", Silent())
+    assert files(tmp_path / "again") == files(zoo("gpt2"))
+    with pytest.raises(InputError, match="was not made by obsprune"):
+        unpack(output, tmp_path / "again", Silent(), force=True)
+
+
+def test_other_peoples_files_are_never_deleted(zoo: Zoo, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="was not made by obsprune"):
+        pack(zoo("llama"), tmp_path / "mine", Silent(), force=True)
+    with pytest.raises(InputError, match="is a file"):
+        pack(zoo("llama"), tmp_path / "mine" / "letter.txt", Silent(), force=True)
+    assert files(tmp_path / "mine") == {"letter.txt": b"dear"}
+
+
+def test_the_source_is_never_the_output(sharded: Path) -> None:
+    for output in (sharded, sharded.parent):
+        with pytest.raises(InputError, match="is, or holds, the checkpoint itself"):
+            pack(sharded, output, Silent(), force=True)
+
+
+def test_what_cannot_be_packed_is_refused(zoo: Zoo, tmp_path: Path, sharded: Path) -> None:
+    small, empty = tmp_path / "small", tmp_path / "empty"
+    empty.mkdir()
+    pack(zoo("llama"), small, Silent())
+    for source, said in ((tmp_path / "none", "no directory"), (empty, "no model.safetensors"), (small, "already")):
+        with pytest.raises(InputError, match=said):
+            pack(source, tmp_path / "out", Silent())
+    (sharded / "config.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        pack(sharded, tmp_path / "out", Silent())
+    with pytest.raises(InputError, match=f"is not packed: it has no {PACKED_INDEX}"):
+        unpack(zoo("llama"), tmp_path / "out", Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_damage_is_named_and_leaves_nothing(zoo: Zoo, tmp_path: Path) -> None:
+    pack(zoo("llama"), tmp_path / "small", Silent())
+    (path,) = (tmp_path / "small").glob("*.safetensors")
+    whole = bytearray(path.read_bytes())
+    whole[-9] ^= 16
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=f"{path.name} is damaged at tensor .*; pack it again, or download it again"):
+        unpack(tmp_path / "small", tmp_path / "again", Silent())
+    assert not (tmp_path / "again").exists()
