@@ -11,6 +11,8 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from obsprune.models import activations
+
 MB = 2**20
 
 
@@ -27,11 +29,15 @@ class Anonymous:
         return self.peak - self.imported
 
 
-def measured(words: list[str], cwd: Path) -> Anonymous:
+def measured(words: list[str], cwd: Path, at_once: int = activations.AT_ONCE) -> Anonymous:
+    """at_once: tensors of so many bytes and more are mapped for themselves. Smaller ones, once freed, stay in glibc's
+    heap until the next stop of the walk, and which of them it uses again is chance.
+    """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, __file__, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+        [sys.executable, __file__, str(at_once), *words], cwd=cwd, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return Anonymous(**json.loads(done.stdout.splitlines()[-1]))
 
@@ -50,6 +56,7 @@ def main() -> None:
     for module in ("obsprune.pipeline", "obsprune.cli.tables", "transformers.models.llama.modeling_llama"):
         importlib.import_module(module)
     torch.set_num_threads(1)
+    activations.AT_ONCE = int(sys.argv[1])
     from obsprune.cli import app
 
     imported, done = now(), threading.Event()
@@ -62,7 +69,7 @@ def main() -> None:
     watcher, start = threading.Thread(target=watch), time.monotonic()
     watcher.start()
     try:
-        app(sys.argv[1:], standalone_mode=False)
+        app(sys.argv[2:], standalone_mode=False)
     finally:
         done.set()
         watcher.join()

@@ -1,7 +1,7 @@
 """Runs the command line in forks of one process that has imported everything, and kills them where it is told.
 
-A Story is a command that is repeated until it is through, each attempt but the last with an end of its own. `tell` runs
-stories in a process of their own (no threads, so that a fork is safe) and returns what became of each attempt.
+A Story is a command that is repeated until it is through, each attempt but the last with an end of its own. `Forks` is
+the process (no threads, so that a fork is safe); it says what became of each attempt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 UNLIKE = {"seconds", "spent", "peak_memory_bytes", "memory", "command", "output"}
 """What a report says about the process, not about the result."""
@@ -56,14 +56,26 @@ class Told:
     stderr: list[str]
 
 
-def tell(stories: list[Story]) -> list[Told]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__], input=json.dumps([asdict(story) for story in stories]), env=environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [Told(**told) for told in json.loads(done.stdout)]
+@final
+class Forks:
+    """A context manager: the process that carries stories out."""
+
+    def __enter__(self) -> Forks:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # without a further story it ends
+
+    def tell(self, stories: list[Story]) -> list[Told]:
+        assert self._process.stdin and self._process.stdout
+        print(json.dumps([asdict(story) for story in stories]), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, "the process that forks has ended"
+        return [Told(**told) for told in json.loads(answer)]
 
 
 def contents(directory: Path) -> dict[str, Any]:
@@ -89,6 +101,7 @@ def _attempt(story: Story, end: End | None) -> tuple[int, float, str]:
     if child == 0:
         os.chdir(story.cwd)
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os._exit(_run(story.words, end))
     if end and end.seconds is not None:
@@ -157,18 +170,19 @@ def _leave_half(share: float, *args: Any) -> None:
 def main() -> None:
     import torch
 
-    importlib.import_module("obsprune.pipeline")
+    for module in ("obsprune.outlook", "obsprune.presets", "obsprune.engine.distributed", "obsprune.cli.tables"):
+        importlib.import_module(module)
     importlib.import_module("transformers.models.llama.modeling_llama")
-    importlib.import_module("obsprune.cli.tables")
     torch.set_num_threads(1)
     importlib.import_module("obsprune.models.activations").LEAST = 1  # tiny models, too, have something on disk
-    found = []
-    for plain in json.load(sys.stdin):
-        story = Story(plain["words"], plain["cwd"], [End(**end) for end in plain["ends"]])
-        Path(story.cwd).mkdir(parents=True, exist_ok=True)
-        parts = [_attempt(story, end) for end in [*story.ends, None]]
-        found.append(Told(*([part[i] for part in parts] for i in range(3))))  # type: ignore[arg-type]
-    json.dump([asdict(told) for told in found], sys.stdout)
+    for line in sys.stdin:
+        found = []
+        for plain in json.loads(line):
+            story = Story(plain["words"], plain["cwd"], [End(**end) for end in plain["ends"]])
+            Path(story.cwd).mkdir(parents=True, exist_ok=True)
+            parts = [_attempt(story, end) for end in [*story.ends, None]]
+            found.append(Told(*([part[i] for part in parts] for i in range(3))))  # type: ignore[arg-type]
+        print(json.dumps([asdict(told) for told in found]), flush=True)
 
 
 if __name__ == "__main__":

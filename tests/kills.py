@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from killing import End, Story, Told, contents, tell
+from killing import End, Forks, Story, Told, contents
 from zoo import Zoo, tokens_in
 
 ROUNDS = ["--preset", "fast", "--iters", "2", "--set", "rounds.steps=2"]
@@ -66,23 +70,59 @@ def words(model: Path, tokens: Path, kind: str) -> list[str]:
 Stories = dict[str, tuple[str, list[End]]]
 
 
-def tried(
-    folder: Path, stories: Stories, dtype: torch.dtype = torch.float32, at_random: int = 0
-) -> dict[str, tuple[Told, bool]]:
-    """What became of each story, and whether its result is to the byte that of a run that nothing ended; then of
-    further ones that are killed twice, at random.
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing ended: how long it took, and the files of its result."""
+
+    seconds: float
+    contents: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where stories are tried: a model and its tokens in `folder`; whole: what comes of runs that nothing ended, each
+    of which is made once.
     """
-    model, tokens = Zoo(folder)("llama", dtype), tokens_in(folder)
-    kinds = list(dict.fromkeys(kind for kind, _ in stories.values()) if stories else KINDS)
-    whole = tell([Story(words(model, tokens, kind), str(folder / kind)) for kind in kinds])
-    assert all(one.status == [0] for one in whole), whole
-    results = {kind: contents(folder / kind / "out") for kind in kinds}
-    stories = stories | random_ends(at_random, {kind: one.seconds[0] for kind, one in zip(kinds, whole, strict=True)})
-    told = tell([Story(words(model, tokens, kind), str(folder / name), ends) for name, (kind, ends) in stories.items()])
-    found = {}
-    for (name, (kind, _)), one in zip(stories.items(), told, strict=True):
-        found[name] = one, 0 in one.status and contents(folder / name / "out") == results[kind]
-    return found
+
+    folder: Path
+    forks: Forks
+    dtype: torch.dtype = torch.float32
+    whole: dict[str, Whole] = field(default_factory=dict)
+
+    @cached_property
+    def sources(self) -> tuple[Path, Path]:
+        return Zoo(self.folder)("llama", self.dtype), tokens_in(self.folder)
+
+    def tried(self, stories: Stories) -> dict[str, tuple[Told, bool]]:
+        """What became of each story, and whether its result is to the byte that of a run that nothing ended."""
+        self.need(kind for kind, _ in stories.values())
+        told = self.forks.tell([self._story(name, kind, ends) for name, (kind, ends) in stories.items()])
+        return {
+            name: (one, 0 in one.status and contents(self.folder / name / "out") == self.whole[kind].contents)
+            for (name, (kind, _)), one in zip(stories.items(), told, strict=True)
+        }
+
+    def tried_at_random(self, count: int) -> dict[str, tuple[Told, bool]]:
+        """The same of so many runs of any kind that are killed twice, at random."""
+        self.need(KINDS)
+        return self.tried(random_ends(count, {kind: self.whole[kind].seconds for kind in KINDS}))
+
+    def need(self, kinds: Iterable[str]) -> None:
+        """Makes the whole runs of these kinds, where there are none."""
+        new = [kind for kind in dict.fromkeys(kinds) if kind not in self.whole]
+        for kind, one in zip(new, self.forks.tell([self._story(kind, kind, []) for kind in new]), strict=True):
+            assert one.status == [0], one
+            self.whole[kind] = Whole(one.seconds[0], contents(self.folder / kind / "out"))
+
+    def _story(self, name: str, kind: str, ends: list[End]) -> Story:
+        return Story(words(*self.sources, kind), str(self.folder / name), ends)
+
+
+def tried(folder: Path, stories: Stories, at_random: int = 0) -> dict[str, tuple[Told, bool]]:
+    """What became of these stories, and of so many random ones."""
+    with Forks() as forks:
+        bench = Bench(folder, forks)
+        return bench.tried(stories) | bench.tried_at_random(at_random)
 
 
 def random_ends(count: int, seconds: dict[str, float]) -> Stories:

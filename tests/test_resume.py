@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from killing import KILLED, End
-from kills import POINTS, PRUNED, WRITE, Stories, tried
+from killing import KILLED, End, Forks
+from kills import POINTS, PRUNED, WRITE, Bench, Stories
 from safetensors.torch import save_file
 from zoo import Zoo, token_rows, tokens_in
 
@@ -27,36 +27,43 @@ QUICK = (
 )
 
 
-def check(folder: Path, stories: Stories) -> None:
-    for name, (told, same) in tried(folder, stories).items():
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with Forks() as forks:
+        yield Bench(tmp_path_factory.mktemp("bench"), forks)
+
+
+def check(bench: Bench, stories: Stories) -> None:
+    for name, (told, same) in bench.tried(stories).items():
         ends = len(stories[name][1])
         assert told.status == [KILLED] * ends + [0], (name, told)
         assert same, name
 
 
-def test_killed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
-    check(tmp_path, {name: POINTS[name] for name in QUICK})
+def test_killed_runs_end_with_the_same_bytes(bench: Bench) -> None:
+    check(bench, {name: POINTS[name] for name in QUICK})
 
 
 @pytest.mark.slow
-def test_killed_anywhere(tmp_path: Path) -> None:
-    check(tmp_path, {name: point for name, point in POINTS.items() if name not in QUICK})
+def test_killed_anywhere(bench: Bench) -> None:
+    check(bench, {name: point for name, point in POINTS.items() if name not in QUICK})
 
 
 @pytest.mark.slow
-def test_killed_at_random(tmp_path: Path) -> None:
+def test_killed_at_random(bench: Bench) -> None:
+    """Eight runs; scripts/reliability.py tries as many as it is asked to."""
     killed = 0
-    for name, (told, same) in tried(tmp_path, {}, at_random=20).items():
+    for name, (told, same) in bench.tried_at_random(8).items():
         killed += told.status.count(KILLED)
         assert same, (name, told)
-    assert killed >= 20
+    assert killed >= 8
 
 
 @pytest.mark.slow
-def test_a_checkpoint_narrower_than_its_computation(tmp_path: Path) -> None:
+def test_a_checkpoint_narrower_than_its_computation(bench: Bench, tmp_path: Path) -> None:
     """What goes on to the next block is what was stored, not what it was rounded from."""
     story = {"float16": ("two streams and matching", [End(PRUNED, 9)])}
-    told, same = tried(tmp_path, story, torch.float16)["float16"]
+    told, same = Bench(tmp_path, bench.forks, torch.float16).tried(story)["float16"]
     assert told.status == [KILLED, 0] and same, told
 
 
@@ -64,23 +71,25 @@ ROOMS = {"activations": 1500, "a shard": 30_000, "a round's scratch": 60_000}
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_another_kill(tmp_path: Path) -> None:
+def test_a_full_disk_is_another_kill(bench: Bench) -> None:
     stories = {name: ("rounds on disk", [End(room=room)]) for name, room in ROOMS.items()}
-    for name, (told, same) in tried(tmp_path, stories).items():
+    for name, (told, same) in bench.tried(stories).items():
         assert told.status == [2, 0] and same, (name, told)
         assert told.stderr[0].startswith("error: cannot ") and told.stderr[0].count("\n") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_cleanly(tmp_path: Path, sign: int, code: int) -> None:
-    stories: Stories = {
-        "before the first block": ("one shot", [End(PRUNED, 1, sign=sign)]),
-        "later": ("one shot", [End(PRUNED, 6, sign=sign)]),
-        "inside a write": ("one shot", [End(WRITE, 3, share=0.5, sign=sign)]),
-        "inside the model": ("one shot", [End("obsprune.models.walk:Walk.resume", 12, sign=sign)]),
+def test_a_signal_ends_cleanly(bench: Bench, sign: int, code: int) -> None:
+    ends = {
+        "before the first block": End(PRUNED, 1, sign=sign),
+        "later": End(PRUNED, 6, sign=sign),
+        "inside a write": End(WRITE, 3, share=0.5, sign=sign),
+        "inside the model": End("obsprune.models.walk:Walk.resume", 12, sign=sign),
     }
-    for name, (told, same) in tried(tmp_path, stories).items():
+    for name, (told, same) in bench.tried(
+        {f"{code}: {name}": ("one shot", [end]) for name, end in ends.items()}
+    ).items():
         assert told.status == [code, 0] and same, (name, told)
         assert told.stderr[0] == "error: stopped; repeat the same command to go on\n"
 

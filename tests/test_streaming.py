@@ -49,19 +49,19 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path, monkeypatch: pytest.Mon
     growth = {}
     for gigabytes in (0.05, 0.15):
         model = tmp_path / f"{gigabytes}"
-        depth = make(model, gigabytes, 256, "float32", 24, 128)
+        depth = make(model, gigabytes, 256, "float32", 12, 128)
         words = [
             "prune",
             str(model),
             "--dataset",
             f"{model}/tokens.safetensors",
             "--nsamples",
-            "16",
+            "4",
             "--solver",
             "wanda",
         ]
         more = ["--eval", "none", "--activations", "disk", "-q", "-o", f"{model}-out"]
-        growth[depth] = measured([*words, *more], tmp_path).growth / MB
+        growth[depth] = measured([*words, *more], tmp_path, at_once=2**16).growth / MB
     (shallow, little), (deep, much) = sorted(growth.items())
     assert deep >= 2.5 * shallow
-    assert abs(much - little) < 40, growth  # of 95 MiB more weights; what is sampled for a moment varies
+    assert abs(much - little) < 8, growth  # of 95 MiB more weights

@@ -15,6 +15,8 @@ STUDIES = {
     "taylor-mnist1d": "taylor:TaylorMnist1d",
     "pruning": "pruning:Pruning",
     "cbs-mobilenet": "mobilenet:MobilenetSurgery",
+    "iobs-mobilenet": "mobilenet_rounds:MobilenetRounds",
+    "layers": "layers:Layers",
     "elimination": "elimination.networks:Elimination",
     "elimination-bound": "elimination.bound:TaylorError",
     "elimination-cost": "elimination.cost:ScoreCost",

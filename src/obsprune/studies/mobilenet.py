@@ -4,7 +4,7 @@ Yu et al. 2022): every selection alone and with the survivors' joint update, all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import mean
@@ -19,9 +19,7 @@ from obsprune.engine.fisher import sample_gradients
 from obsprune.engine.retrained import labelled, trained, trainee_of
 from obsprune.engine.training import Layerwise
 from obsprune.evaluate.imagenet import judge
-from obsprune.models.images import ImageSamples, ImageSource
-from obsprune.models.kinds import Wish
-from obsprune.models.load import Model, load
+from obsprune.models.load import load
 from obsprune.models.matrices import differentiated
 from obsprune.models.samples import Batch
 from obsprune.progress import Progress
@@ -29,8 +27,8 @@ from obsprune.report.figures import Curves, Figure, Line
 from obsprune.solvers import build
 from obsprune.studies.base import Cell, Outcome, Study, Table
 from obsprune.studies.material import Material
+from obsprune.studies.mobilenet_images import LABELS, two_parts
 
-LABELS = "imagenet-sample/labels.tsv"
 TOGETHER = 50
 """Images of a batch."""
 ROWS: dict[str, tuple[str, str]] = {
@@ -72,18 +70,28 @@ class Dense:
         found = {name: keep_best(score_P, self.w_P, every_P, count) for name, score_P in self.scores.items()}
         return found | {"cbs": self.search.improve(self.fisher, self.w_P, found["magnitude"])}
 
-    def pruned(self, count: int) -> dict[str, Tensor]:
+    def pruned(self, count: int, rows: Iterable[str] = ROWS) -> dict[str, Tensor]:
         """The sparse weights, by row of the table."""
-        masks = self.selections(count)
-        return {name: UPDATES[update](self.fisher, self.w_P, masks[which]) for name, (which, update) in ROWS.items()}
+        masks, asked = self.selections(count), {name: ROWS[name] for name in rows}
+        return {name: UPDATES[update](self.fisher, self.w_P, masks[which]) for name, (which, update) in asked.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
-    """Top-1 accuracy in percent, and cross-entropy in nats."""
+    """Of each image: whether the first answer is right, [N] bool, and its cross-entropy in nats, [N]."""
 
-    top1: float
-    loss: float
+    right_N: Tensor
+    loss_N: Tensor
+
+    @property
+    def top1(self) -> float:
+        """Accuracy in percent."""
+        return 100 * float(self.right_N.double().mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return float(self.loss_N.double().mean())
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,8 @@ class MobilenetSurgery(Study):
 
     def run(self, material: Material, progress: Progress) -> Outcome:
         model = load(str(material.require(f"{self.model}/config.json", "the model").parent), skip=self.skip)
-        calibration, evaluation = self._images(model, material)
+        source = material.require(LABELS, "a sample of ImageNet")
+        calibration, evaluation = two_parts(model, (source, source), (self.calibration, self.evaluation))
         seen, judged = (labelled(part, TOGETHER, model.device) for part in (calibration, evaluation))
         with model.loaded(), differentiated(trained(model)):
             trainee = trainee_of(model, torch.float32, False)
@@ -120,15 +129,6 @@ class MobilenetSurgery(Study):
             "images": evaluation.content_hash(),
         }
         return Outcome(values(found), [tables(found, "top1"), tables(found, "loss")], [figure(found)], facts)
-
-    def _images(self, model: Model, material: Material) -> tuple[ImageSamples, ImageSamples]:
-        """Two of every five images, and others of the other three, at even distances."""
-        source, _ = model.open(Wish(f"imagenet={material.require(LABELS, 'a sample of ImageNet')}", 0))
-        assert isinstance(source, ImageSource)
-        every = source.every()
-        seen = [place for place in range(len(every)) if place % 5 < 2][: self.calibration]
-        other = [place for place in range(len(every)) if place % 5 >= 2][: self.evaluation]
-        return every.take(seen), every.take(other)
 
     def _scores(
         self, trainee: Trainee, seen: list[Batch], judged: list[Batch], progress: Progress
@@ -162,9 +162,11 @@ def write(trainee: Trainee, w_P: Tensor) -> None:
 
 def score(trainee: Trainee, batches: list[Batch]) -> Score:
     """Of the model as it is, on these images."""
-    pairs = [judge(trainee.logits(batch), batch[ASKED]) for batch in batches]
+    device = trainee.matrices[0].device
+    moved = ({name: x.to(device) for name, x in batch.items()} for batch in batches)
+    pairs = [judge(trainee.logits(batch), batch[ASKED]) for batch in moved]
     ranks, losses = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return Score(100 * float((ranks == 0).double().mean()), float(losses.double().mean()))
+    return Score((ranks == 0).cpu(), losses.cpu())
 
 
 def values(found: Mapping[str, Mapping[float, Score]]) -> dict[str, float]:
@@ -179,7 +181,7 @@ def values(found: Mapping[str, Mapping[float, Score]]) -> dict[str, float]:
 def tables(found: Mapping[str, Mapping[float, Score]], what: str) -> Table:
     """All rows over all sparsities."""
     pruned = {name: by for name, by in found.items() if name != "dense"}
-    sparsities = list(pruned["sparsegpt"])
+    sparsities = list(next(iter(pruned.values())))
     title = {"top1": "Top-1 accuracy in percent", "loss": "Cross-entropy in nats"}[what]
     rows: list[list[Cell]] = [[name, *(getattr(by[s], what) for s in sparsities)] for name, by in pruned.items()]
     title += f", dense {getattr(found['dense'][0.0], what):.4g}"
