@@ -26,8 +26,9 @@ INTRODUCTION = """# Our numbers beside the published ones
 
 Made by `scripts/results_table.py` from `recipes/*/*.yaml` and the results that lie beside them; every row can be had
 again by `obsprune recipe run RECIPE`. *Published* is what the source says, with the tolerance we allow, or the bound it
-sets. † The source could not be checked by us against the publication itself. Rows without a number of ours need a GPU
-and data that were not at hand. What the numbers mean, and what was found beside them, is in each folder's README.
+sets, or a claim carried over to a model that the publication did not try (the source says so). † The source could not
+be checked by us against the publication itself. Rows without a number of ours need a GPU and data that were not at
+hand. What the numbers mean, and what was found beside them, is in each folder's README.
 """
 
 
@@ -65,7 +66,7 @@ def row(title: str, expected: Expected, found: dict[str, Any], key: str, told: s
         return f"| {title} | – | {published} | not run | {told} | {expected.source} |"
     [judged] = judge({key: expected}, {name: value for name, value in found.items() if value is not None})
     ours = "–" if judged.found is None else f"{judged.found:.4g}"
-    verdict = "as published" if judged.met and not against else "**differs**"
+    verdict = "holds" if judged.met and not against else "**differs**"
     return f"| {title} | {ours} | {published} | {verdict} | {told} | {expected.source} |"
 
 

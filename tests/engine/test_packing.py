@@ -141,6 +141,24 @@ def test_former_results_are_kept_unless_forced(zoo: Zoo, tmp_path: Path) -> None
         unpack(output, tmp_path / "again", Silent(), force=True)
 
 
+def test_a_former_result_outlives_an_error(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "small"
+    pack(zoo("llama"), output, Silent())
+    before = files(output)
+
+    def fail(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(packing, "_copy_others", fail)
+    with pytest.raises(OutputError):
+        pack(zoo("gpt2"), output, Silent(), force=True)
+    assert files(output) == before
+    monkeypatch.undo()
+    pack(zoo("gpt2"), output, Silent(), force=True)
+    assert files(output) != before
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
 def test_other_peoples_files_are_never_deleted(zoo: Zoo, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
@@ -153,8 +171,22 @@ def test_other_peoples_files_are_never_deleted(zoo: Zoo, tmp_path: Path) -> None
 
 def test_the_source_is_never_the_output(sharded: Path) -> None:
     for output in (sharded, sharded.parent):
-        with pytest.raises(InputError, match="is, or holds, the checkpoint itself"):
+        with pytest.raises(InputError, match=r"is, or holds, .*, which is read"):
             pack(sharded, output, Silent(), force=True)
+
+
+def test_nothing_that_is_read_is_deleted(zoo: Zoo, tmp_path: Path) -> None:
+    """Masks, say, that lie in the very result that is to be replaced."""
+    output = tmp_path / "small"
+    pack(zoo("llama"), output, Silent())
+    (output / "masks.safetensors").write_bytes(b"masks")
+    before = files(output)
+    with (
+        pytest.raises(InputError, match=r"masks\.safetensors, which is read"),
+        packing.begun([zoo("gpt2"), output / "masks.safetensors"], output, True),
+    ):
+        pass
+    assert files(output) == before
 
 
 def test_what_cannot_be_packed_is_refused(zoo: Zoo, tmp_path: Path, sharded: Path) -> None:

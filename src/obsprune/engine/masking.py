@@ -55,7 +55,7 @@ def apply_masks(
     masks = MaskFile.open(path)
     checkpoint = open_checkpoint(locate(model, **asked))
     masks.require_fit(checkpoint)
-    with begun(checkpoint.directory, output, force):
+    with begun([checkpoint.directory, path], output, force):
         progress.stage("masking", len(checkpoint.headers))
         removed = write_masked(checkpoint, masks, output, progress)
         write_index(output)

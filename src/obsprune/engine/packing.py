@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ def pack(source: Path, output: Path, progress: Progress, force: bool = False) ->
     begin = time.perf_counter()
     checkpoint, texts = _dense(source)
     dense = [path.name for path in checkpoint.paths()]
-    with begun(source, output, force):
+    with begun([source], output, force):
         names = _pack(checkpoint, source, output, progress)
         _copy_others(source, output, {*dense, SAFETENSORS.index}, progress)
         _complete(output, names, texts)
@@ -75,7 +75,7 @@ def unpack(source: Path, output: Path, progress: Progress, force: bool = False) 
         raise InputError(f"{source} is not packed: it has no {PACKED_INDEX}")
     refuse_links(source, ("*",))
     packed = PackedCheckpoint.open(source)
-    with begun(source, output, force):
+    with begun([source], output, force):
         progress.stage("unpacking", len(packed.tensors))
         for file in packed.files:
             unpack_file(file, output / packed.names[file.path.name], progress)
@@ -142,14 +142,19 @@ def _copied(path: Path, temporary: Path) -> None:
 
 
 @contextmanager
-def begun(source: Path, output: Path, force: bool) -> Iterator[None]:
+def begun(sources: Sequence[Path], output: Path, force: bool) -> Iterator[None]:
     """While open, `output` is being filled, and nobody takes it for a checkpoint; after an error it is as if never
-    begun. Raises InputError when there is something in it that may not be deleted.
+    begun: a former result waits beside it until this one is whole. sources: what is read. Raises InputError when there
+    is something in `output` that may not be deleted.
     """
-    _require_free(source, output, force)
+    former = output.with_name(f".{output.name}.former")
+    for source in sources:
+        _require_free(source, output, force)
     try:
+        if output.is_dir() and not is_file(output / MARKER) and any(output.iterdir()):
+            output.replace(former)
         output.mkdir(parents=True, exist_ok=True)
-        write_text(output / MARKER, f"{source}\n")
+        write_text(output / MARKER, "".join(f"{source}\n" for source in sources))
         _empty(output)
     except OSError as error:
         raise InputError(f"cannot create {output}: {error.strerror}; choose another -o") from error
@@ -160,15 +165,18 @@ def begun(source: Path, output: Path, force: bool) -> Iterator[None]:
         (output / MARKER).unlink()
         with suppress(OSError):  # a mount point or a link stays, empty
             output.rmdir()
+            if former.is_dir():
+                former.replace(output)
         raise
     (output / MARKER).unlink()
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _require_free(source: Path, output: Path, force: bool) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; choose another -o")
     if source.resolve().is_relative_to(output.resolve()):
-        raise InputError(f"{output} is, or holds, the checkpoint itself; choose another -o")
+        raise InputError(f"{output} is, or holds, {source}, which is read; choose another -o")
     if not output.is_dir() or not any(output.iterdir()) or is_file(output / MARKER):
         return
     if not any(is_file(output / name) for name in (PACKED_INDEX, JOURNAL)):
