@@ -261,7 +261,8 @@ def test_another_recipe_does_not_go_on(
 
 def test_the_snippet_of_the_readme_runs() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (snippet,) = (one for one in snippets if "prune_in_steps" in one)
     found: dict[str, Any] = {}
     exec(snippet, found)
     weights = [module.weight for module in found["network"] if isinstance(module, nn.Linear)]
