@@ -39,6 +39,7 @@ ROOMS = [
     "pipeline",
     "eval_pipeline",
     "train_pipeline",
+    "api",
     "studies",
     "cli",
 ]

@@ -14,11 +14,26 @@ from typing import Any
 __version__ = "0.1.0"
 
 PUBLIC = {
+    "prune": "obsprune.api",
+    "make_recipe": "obsprune.api",
+    "Result": "obsprune.api",
+    "Recipe": "obsprune.recipe",
+    "Solver": "obsprune.solvers.base",
+    "State": "obsprune.solvers.base",
+    "Solution": "obsprune.solvers.base",
+    "Gram": "obsprune.core.statistics",
+    "Pattern": "obsprune.core.patterns",
+    "Unstructured": "obsprune.core.patterns",
+    "PerRow": "obsprune.core.patterns",
+    "NofM": "obsprune.core.patterns",
+    "InputError": "obsprune.errors",
     "SparsityCallback": "obsprune.models.trainer",
     "keep_sparse": "obsprune.models.sparse_training",
     "merge_lora": "obsprune.core.lora",
 }
 """What `obsprune.NAME` is, and the module it is imported from when somebody asks for it."""
+
+__all__ = [*PUBLIC]
 
 JOINT, READER = "transformers.modeling_utils", "obsprune.models.packed_loading"
 
@@ -43,6 +58,10 @@ def __getattr__(name: str) -> Any:
     if name not in PUBLIC:
         raise AttributeError(f"module 'obsprune' has no attribute {name!r}")
     return getattr(import_module(PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *PUBLIC]
 
 
 if JOINT in sys.modules:

@@ -19,8 +19,7 @@ from obsprune.engine.rundir import RunDir
 from obsprune.engine.teacher import teach
 from obsprune.errors import InputError
 from obsprune.evaluate.task import Task
-from obsprune.models.checkpoint import Checkpoint
-from obsprune.models.load import Model, load, locate
+from obsprune.models.load import Model, load, locate, open_checkpoint
 from obsprune.plan import Plan, bytes_needed, make_plan, make_streams, make_tasks, run_facts
 from obsprune.progress import Progress
 from obsprune.ranks import ALONE, Ranks
@@ -28,6 +27,7 @@ from obsprune.recipe import Recipe
 from obsprune.report.memory import MemoryWatch
 from obsprune.report.report import Execution, build_report, read_report, write_report
 from obsprune.resources import free_at, reckon, require
+from obsprune.solvers.base import AnySolver
 
 
 def prune(
@@ -38,15 +38,17 @@ def prune(
     token: str | None = None,
     command: str = "",
     ranks: Ranks = ALONE,
+    solver: AnySolver | None = None,
 ) -> dict[str, Any]:
     """Prunes, evaluates, reports. Returns the report; the sparse checkpoint is in `output`.
 
-    ranks: the processes that share the work, all of which call this alike. An unfinished run of the same recipe in
-    `output` is continued. Raises InputError before anything is written.
+    ranks: the processes that share the work, all of which call this alike; solver: a caller's own, which the recipe
+    describes (solvers.described) but cannot make. An unfinished run of the same recipe in `output` is continued.
+    Raises InputError before anything is written.
     """
     begin = time.perf_counter()
     with MemoryWatch() as memory:
-        plan, tasks, run = prepare(recipe, output, progress, force, token, ranks)
+        plan, tasks, run = prepare(recipe, output, progress, force, token, ranks, solver)
         plan = carry_out(plan, tasks, run, progress)
         execution = Execution(time.perf_counter() - begin, memory.peak, command)
         report = build_report(run, plan.recipe.tree(), plan.model, plan.draw.facts, plan.notices, execution)
@@ -56,14 +58,20 @@ def prune(
 
 
 def prepare(
-    recipe: Recipe, output: Path, progress: Progress, force: bool, token: str | None, ranks: Ranks
+    recipe: Recipe,
+    output: Path,
+    progress: Progress,
+    force: bool,
+    token: str | None,
+    ranks: Ranks,
+    solver: AnySolver | None = None,
 ) -> tuple[Plan, list[Task], RunDir]:
     """The plan, what it is evaluated on, and its run, begun or continued. Raises InputError for all that can be known
     before anything is written.
     """
     source = ranks.agree(lambda: locate(recipe.model.name, recipe.model.revision, token))
     run = RunDir.open(output, source, force, ranks)
-    plan = make_plan(recipe, token, ranks)
+    plan = make_plan(recipe, token, ranks, solver)
     plan = replace(plan, model=plan.model.keeping(recipe.engine.activations, run.disk))
     for notice in plan.notices:
         progress.notice(notice)
@@ -225,6 +233,6 @@ def open_result(recipe: Recipe, run: RunDir) -> Model:
 def inspect_result(directory: Path) -> dict[str, Any]:
     """The report's matrices, of a result whose files are all there; no weight is read. Raises InputError."""
     report = read_report(directory)
-    Checkpoint.open(directory)
+    open_checkpoint(directory)
     told = {key: report.get(key, []) for key in ("matrices", "coverage")}  # train-prune knows no coverage
     return {"output": str(directory), "sparsity": report["sparsity"], **told}

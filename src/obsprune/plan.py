@@ -27,6 +27,7 @@ from obsprune.models.samples import Samples
 from obsprune.ranks import ALONE, Ranks
 from obsprune.recipe import Recipe
 from obsprune.recipe_parts import ExpertsPart
+from obsprune.solvers.base import AnySolver
 
 LOGIT_BYTES = 2**29
 """Float32 logits of two models on one batch stay under this."""
@@ -34,13 +35,14 @@ LOGIT_BYTES = 2**29
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to, before anything is computed. opening, drawing: seconds it took to open the model and to
-    draw the samples.
+    """What a recipe comes to, before anything is computed. solver: the recipe's, or a caller's own; opening, drawing:
+    seconds it took to open the model and to draw the samples.
     """
 
     recipe: Recipe
     model: Model
     draw: Draw
+    solver: AnySolver
     patterns: dict[str, Pattern]
     notices: list[str]
     opening: float = 0.0
@@ -49,7 +51,7 @@ class Plan:
     @property
     def projection(self) -> Projection:
         """How a matrix becomes sparse."""
-        return Projection(self.recipe.make_solver(), self.patterns, self.recipe.make_coverage())
+        return Projection(self.solver, self.patterns, self.recipe.make_coverage())
 
     @property
     def batch_size(self) -> int:
@@ -87,12 +89,15 @@ class Plan:
         return candidates * self.model.dtype.itemsize + (12 if self.recipe.make_tuning() else 0)
 
 
-def make_plan(recipe: Recipe, token: str | None = None, ranks: Ranks = ALONE) -> Plan:
-    """Opens the model, draws the samples, gives each matrix its pattern. Writes nothing. Raises InputError."""
-    return ranks.agree(lambda: _planned(recipe, token, ranks))
+def make_plan(recipe: Recipe, token: str | None = None, ranks: Ranks = ALONE, solver: AnySolver | None = None) -> Plan:
+    """Opens the model, draws the samples, gives each matrix its pattern. Writes nothing. Raises InputError.
+
+    solver: a caller's own, which the recipe describes but cannot make.
+    """
+    return ranks.agree(lambda: _planned(recipe, token, ranks, solver))
 
 
-def _planned(recipe: Recipe, token: str | None, ranks: Ranks) -> Plan:
+def _planned(recipe: Recipe, token: str | None, ranks: Ranks, solver: AnySolver | None) -> Plan:
     for task in recipe.evaluation:
         if task != "none":
             check_name(task)  # before anything is loaded
@@ -109,7 +114,8 @@ def _planned(recipe: Recipe, token: str | None, ranks: Ranks) -> Plan:
         ranks.mine(len(samples))  # or InputError
     if (recipe.iters > 1 or recipe.rules) and model.kind.positional:
         _ = model.head  # or InputError
-    plan = Plan(recipe, model, drawn, patterns, [*notices, *remarks(recipe, asked, model)], *seconds)
+    solver = solver or recipe.make_solver()
+    plan = Plan(recipe, model, drawn, solver, patterns, [*notices, *remarks(recipe, asked, model)], *seconds)
     plan.notices.extend(fewer_steps(plan))
     return plan
 

@@ -149,7 +149,7 @@ class Reckoning:
         sums = part.two_streams(free) if two else part.one_stream(recipe.engine.true_sequential, free)
         batch = self.plan.stream_size * part.graph
         matched = int(4 * LEARNER * part.prunable) + batch if recipe.matching.passes else 0
-        return weights + max(sums + batch, sums + part.solving(recipe.make_solver()), matched)
+        return weights + max(sums + batch, sums + part.solving(self.plan.solver), matched)
 
     def rounds(self) -> Bytes:
         """The teacher's states, and the larger of two: all graphs with a step's gradients, or what waits for its way
@@ -161,8 +161,7 @@ class Reckoning:
         stays = place == "device"
         tuned = 4 * self._prunable + self._graphs() if stays and plan.recipe.make_tuning() else 0
         tape = min(2 * self.crossing * len(plan.model.blocks) * len(plan.draw.calibration), free // 4)
-        solver = plan.recipe.make_solver()
-        solved = max(p.one_stream(False, 4 * free) + p.solving(solver) for p in self.found.values())
+        solved = max(p.one_stream(False, 4 * free) + p.solving(plan.solver) for p in self.found.values())
         blocks = sum(self._elements()) if stays else max(p.elements for p in self.found.values())
         work = self.crossing * samples + model.dtype.itemsize * blocks + max(tuned, tape + solved)
         return {"device": Bytes(work + stores), "host": Bytes(work, host=stores), "disk": Bytes(work, disk=stores)}[

@@ -89,7 +89,8 @@ def make_training_plan(recipe: TrainingRecipe, token: str | None = None) -> Trai
             "sample or kfac"
         )
     notices.append(f"{len(images):,} images to train on, {len(drawn.heldout):,} others held out")
-    return TrainingPlan(recipe, Plan(like, model, drawn, patterns, notices), images, recipe.make_course())
+    plan = Plan(like, model, drawn, like.make_solver(), patterns, notices)
+    return TrainingPlan(recipe, plan, images, recipe.make_course())
 
 
 def train_prune(

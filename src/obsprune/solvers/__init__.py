@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from obsprune.errors import InputError, nearest
 from obsprune.solvers.admm import ADMM
-from obsprune.solvers.base import AnySolver
+from obsprune.solvers.base import AnySolver, Solver
 from obsprune.solvers.compensated import Compensated
 from obsprune.solvers.magnitude import Magnitude
 from obsprune.solvers.obc import OBC
@@ -48,3 +48,24 @@ def build(name: str, given: Mapping[str, Any]) -> AnySolver:
     elif steps:
         solver = Refitted(solver, steps)
     return Compensated(solver) if compensate else solver
+
+
+def described(solver: AnySolver) -> dict[str, Any]:
+    """Where a solver's class is defined and what its fields are, as plain values: `options` of one that is in no table.
+
+    Raises InputError when it is no dataclass, or a field is neither a plain value nor a solver.
+    """
+    kind = type(solver)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if not is_dataclass(solver):
+        raise InputError(f"solver {name} is no dataclass; its options must be the fields of one, to be in the report")
+    return {"name": name, **WRAPPERS, **{field.name: _plain(name, field.name, solver) for field in fields(solver)}}
+
+
+def _plain(name: str, field: str, solver: AnySolver) -> Any:
+    value = getattr(solver, field)
+    if isinstance(value, Solver):
+        return described(value)
+    if value is not None and not isinstance(value, str | int | float):
+        raise InputError(f"{field} of solver {name} is {value!r}; a number, a word, a bool or a solver is expected")
+    return value

@@ -57,10 +57,11 @@ S = TypeVar("S", bound=State)
 class Solver(ABC, Generic[S]):
     """A method for the layer problem. A frozen dataclass: its fields are its options, in recipe and CLI alike.
 
-    workspace: what it holds beside the Gram for one matrix: so many squares [C, C], and matrices [R, C], of its dtype.
+    workspace: what it holds beside the Gram for one matrix: so many squares [C, C], and matrices [R, C], of its dtype;
+    by it a run's memory is estimated.
     """
 
-    workspace: ClassVar[tuple[int, int]]
+    workspace: ClassVar[tuple[int, int]] = (6, 6)
 
     @abstractmethod
     def prepare(self, gram: Gram) -> S:
