@@ -5,7 +5,7 @@ import reference
 import torch
 from torch import Tensor
 
-from obsprune.core.linalg import LADDER, damped, dead_columns, factorise, inverse_factor, layer_loss
+from obsprune.core.linalg import LADDER, damped, dead_columns, factorise, layer_loss, upper_factor
 from obsprune.core.statistics import Gram
 from obsprune.errors import NotPositiveDefinite
 
@@ -17,22 +17,25 @@ def gram_matrix(columns: int, tokens: int | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize("columns", [1, 2, 17, 130])
-def test_inverse_factor_is_the_upper_cholesky_of_the_inverse(columns: int) -> None:
-    A_CC = gram_matrix(columns)
-    U_CC = inverse_factor(A_CC)
-    assert U_CC is not None
-    assert torch.equal(U_CC, U_CC.triu())
-    assert bool((U_CC.diagonal() > 0).all())
-    assert torch.allclose(U_CC.T @ U_CC, torch.linalg.inv(A_CC), rtol=1e-9, atol=1e-12)
+def test_the_factor_is_upper_triangular_and_its_inverse_that_of_the_inverse(columns: int) -> None:
+    gram = Gram.of(gram_matrix(columns), 1, "a matrix")
+    A_CC, factor = damped(gram.H_CC, 0.01), factorise(gram, 0.01)
+    for upper_CC in (factor.K_CC, factor.U_CC):
+        assert torch.equal(upper_CC, upper_CC.triu())
+        assert bool((upper_CC.diagonal() > 0).all())
+    assert torch.allclose(factor.K_CC @ factor.K_CC.T, A_CC, rtol=1e-12)
+    assert torch.allclose(factor.U_CC.T @ factor.U_CC, torch.linalg.inv(A_CC), rtol=1e-9, atol=1e-12)
 
 
-def test_rows_of_the_factor_are_those_of_the_inverses_of_what_remains() -> None:
-    # The fact SparseGPT rests on: U_c,: · U_cc is the first row of the inverse of A[c:, c:].
+def test_the_factor_holds_the_inverses_of_what_remains() -> None:
+    # The fact SparseGPT rests on: U_c,: · U_cc is the first row of the inverse of A[c:, c:], whose own factor is in K.
     A_CC = gram_matrix(9)
-    U_CC = inverse_factor(A_CC)
-    assert U_CC is not None
+    K_CC = upper_factor(A_CC)
+    assert K_CC is not None
+    U_CC = torch.linalg.inv(K_CC)
     for c, row in enumerate(reference.inverses(A_CC)):
         assert torch.allclose(U_CC[c, c:] * U_CC[c, c], row, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(K_CC[c:, c:] @ K_CC[c:, c:].T, A_CC[c:, c:], rtol=1e-12)
 
 
 def overflowing(columns: int) -> Tensor:
@@ -54,8 +57,8 @@ def overflowing(columns: int) -> Tensor:
     ],
     ids=["indefinite", "singular", "zero", "negative", "nan", "infinite", "overflowing"],
 )
-def test_inverse_factor_is_none_for_what_is_not_safely_positive_definite(A_CC: Tensor) -> None:
-    assert inverse_factor(A_CC) is None
+def test_there_is_no_factor_of_what_is_not_safely_positive_definite(A_CC: Tensor) -> None:
+    assert upper_factor(A_CC) is None
 
 
 @pytest.mark.parametrize("dead", [[], [0, 4, 8]], ids=["alive", "dead"])

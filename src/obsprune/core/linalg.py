@@ -1,12 +1,13 @@
 """Linear algebra of the layer problem  min over sparse Z of tr (W−Z) H (W−Z)ᵀ.
 
-Legend: W_RC dense weight, Z_RC sparse weight, H_CC Gram (Σ x xᵀ), A_CC damped Gram, U_CC upper triangular with
-A⁻¹ = UᵀU.
+Legend: W_RC dense weight, Z_RC sparse weight, H_CC Gram (Σ x xᵀ), A_CC damped Gram, K_CC upper triangular with A = KKᵀ,
+U_CC = K⁻¹, so that A⁻¹ = UᵀU.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,10 +24,17 @@ BATCH_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Factor:
-    """U_CC with (H + λI)⁻¹ = UᵀU, and the damping really used (a share of the mean live diagonal)."""
+    """K_CC with H + λI = KKᵀ, and the damping really used (a share of the mean live diagonal)."""
 
-    U_CC: Tensor
+    K_CC: Tensor
     damping: float
+
+    @cached_property
+    def U_CC(self) -> Tensor:
+        """The factor of the inverse, (H + λI)⁻¹ = UᵀU; three times the work of K itself."""
+        eye_CC = torch.eye(len(self.K_CC), dtype=self.K_CC.dtype, device=self.K_CC.device)
+        U_CC: Tensor = torch.linalg.solve_triangular(self.K_CC, eye_CC, upper=True)
+        return U_CC
 
 
 def layer_loss(D_RC: Tensor, H_CC: Tensor) -> float:
@@ -50,31 +58,30 @@ def damped(H_CC: Tensor, damping: float) -> Tensor:
     return A_CC
 
 
-def inverse_factor(A_CC: Tensor) -> Tensor | None:
-    """Upper U with A⁻¹ = UᵀU, or None when A is not positive definite.
+def upper_factor(A_CC: Tensor) -> Tensor | None:
+    """Upper K with A = KKᵀ; None when A is not positive definite, or so nearly singular that dividing by K overflows.
 
-    Flip trick: with J the reversal and L = chol(J A J), U = J L⁻¹ J. For A = (JLJ)(JLJ)ᵀ with JLJ upper triangular,
-    so A⁻¹ = (JLJ)⁻ᵀ(JLJ)⁻¹. One Cholesky and one triangular inverse; A⁻¹ itself is never formed.
+    Flip trick: with J the reversal and L = chol(J A J), K = J L J is upper triangular, and KKᵀ = J L Lᵀ J = A.
     """
     L_CC, info = torch.linalg.cholesky_ex(A_CC.flip(0, 1))
     if int(info):
         return None
-    eye_CC = torch.eye(len(A_CC), dtype=A_CC.dtype, device=A_CC.device)
-    U_CC = torch.linalg.solve_triangular(L_CC, eye_CC, upper=False).flip(0, 1)
-    return U_CC.contiguous() if bool(U_CC.isfinite().all()) else None
+    K_CC = L_CC.flip(0, 1)
+    divided_C1 = torch.linalg.solve_triangular(K_CC, torch.ones_like(K_CC[:, :1]), upper=True)
+    return K_CC if bool(divided_C1.isfinite().all()) else None
 
 
 def factorise(gram: Gram, damping: float) -> Factor:
-    """The inverse factor of the damped Gram: the ladder of dampings in the Gram's dtype, then again in float64.
+    """The factor of the damped Gram: the ladder of dampings in the Gram's dtype, then again in float64.
 
     Raises NotPositiveDefinite when nothing helps; never another matrix in silence.
     """
     steps = [damping, *(step for step in LADDER if step > damping)]
     for dtype in dict.fromkeys((gram.H_CC.dtype, torch.float64)):
         for step in steps:
-            U_CC = inverse_factor(damped(gram.H_CC.to(dtype), step))
-            if U_CC is not None:
-                return Factor(U_CC.to(gram.H_CC.dtype), step)
+            K_CC = upper_factor(damped(gram.H_CC.to(dtype), step))
+            if K_CC is not None:
+                return Factor(K_CC.to(gram.H_CC.dtype), step)
     raise NotPositiveDefinite(gram.name, gram.count, len(gram.H_CC), steps[-1])
 
 

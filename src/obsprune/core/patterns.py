@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import combinations
 from typing import final
 
 import torch
@@ -178,8 +179,13 @@ class NofM(Pattern):
         return self.m
 
     def keep(self, scores_RC: Tensor) -> Tensor:
-        groups = scores_RC.reshape(-1, self.m)
-        return prune_lowest(groups, self.m - self.n).view_as(scores_RC)
+        groups = scores_RC.reshape(-1, self.m).unbind(1)
+        rank = [torch.zeros_like(scores, dtype=torch.int16) for scores in groups]  # how many of its group are lower
+        for i, j in combinations(range(self.m), 2):
+            goes_first = groups[i] <= groups[j]
+            rank[j] += goes_first
+            rank[i] += ~goes_first
+        return torch.stack([place >= self.m - self.n for place in rank], dim=1).view_as(scores_RC)
 
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         return self

@@ -1,7 +1,12 @@
-"""SparseGPT (Frantar & Alistarh, ICML 2023, Algorithm 1): Optimal Brain Surgeon column by column, one inverse for all.
+"""SparseGPT (Frantar & Alistarh, ICML 2023, Algorithm 1): Optimal Brain Surgeon column by column, one factor for all.
 
-Legend: W_RC weight, updated in place; U_CC upper triangular with (H + λI)⁻¹ = UᵀU; e_R the error of one column divided
-by U_cc, spread over the columns to its right; E_RB the errors of a tile of B columns.
+Legend: W_CR weight, a column of the layer in a row of memory; D_CR = W − Z, what is taken away; K_CC upper triangular
+with H + λI = KKᵀ; P_CR what the columns before c leave for column c, Σ_{j<c} K_jc D_j; B columns of a part.
+
+The loss is tr D (H + λI) Dᵀ = ‖DK‖², and column c of DK is D_c K_cc + P_c: it depends on D up to c alone. So a column
+that stays makes its own term zero, by D_c = −P_c / K_cc, and one that goes has D_c = W_c, and the term that is its
+score. The published form spreads errors over the columns to the right by the factor of the inverse: the same numbers,
+but for that factor, which takes three times the work of K.
 """
 
 from __future__ import annotations
@@ -17,12 +22,15 @@ from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
 from obsprune.solvers.base import Solver, State, dead_first
 
+PART = 32
+"""Columns of a part of a tile, to which all columns before it add in one matrix product."""
+
 
 @dataclass(frozen=True)
 class Factored(State):
-    """U_CC upper triangular with (H + λI)⁻¹ = UᵀU; dead_C: inputs that were always zero."""
+    """K_CC upper triangular with H + λI = KKᵀ; dead_C: inputs that were always zero."""
 
-    U_CC: Tensor
+    K_CC: Tensor
     dead_C: Tensor
 
 
@@ -37,34 +45,74 @@ class SparseGPT(Solver[Factored]):
 
     def prepare(self, gram: Gram) -> Factored:
         factor = factorise(gram, self.damping)
-        return Factored(gram, factor.damping, factor.U_CC, dead_columns(gram.H_CC))
+        return Factored(gram, factor.damping, factor.K_CC, dead_columns(gram.H_CC))
 
     def search(self, W_RC: Tensor, state: Factored, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        W_RC = W_RC.clone()
-        keep_RC = torch.ones_like(W_RC, dtype=torch.bool)
-        for start, stop in self._tiles(W_RC.shape[1], pattern):
-            E_RB = self._sweep(W_RC, keep_RC, state, pattern, start, stop)
-            W_RC[:, stop:].addmm_(E_RB, state.U_CC[start:stop, stop:], alpha=-1)
-        return W_RC, keep_RC
+        W_CR = W_RC.T.contiguous()
+        tile, part = (self._width(most, pattern) for most in (self.blocksize, PART))
+        sweep = _Sweep.of(W_CR, state, pattern, pattern.group or tile)
+        sweep(0, len(W_CR), sorted({tile, part, 1}, reverse=True))
+        return (W_CR - sweep.D_CR).T.contiguous(), sweep.keep_CR.T.contiguous()
 
-    def _tiles(self, columns: int, pattern: Pattern) -> list[tuple[int, int]]:
-        """Tiles of `blocksize` columns, rounded so that no group of the pattern is cut."""
+    def _width(self, most: int, pattern: Pattern) -> int:
+        """So many columns that no group of the pattern is cut."""
         group = pattern.group or 1
-        width = max(self.blocksize // group, 1) * group
-        return [(start, min(start + width, columns)) for start in range(0, columns, width)]
+        return max(most // group, 1) * group
 
-    def _sweep(self, W_RC: Tensor, keep_RC: Tensor, state: Factored, pattern: Pattern, start: int, stop: int) -> Tensor:
-        """Prunes columns start…stop in place; returns their errors E_RB, still to be absorbed by the columns beyond."""
-        U_BB = state.U_CC[start:stop, start:stop]
-        W_RB, keep_RB = W_RC[:, start:stop], keep_RC[:, start:stop]
-        E_RB = torch.zeros_like(W_RB)
-        group = pattern.group or stop - start
-        for column in range(stop - start):
-            if column % group == 0:  # the mask of the next columns is chosen on the weights as they are now
-                a, b = column, column + group
-                scores = dead_first((W_RB[:, a:b] / U_BB.diagonal()[a:b]).square(), state.dead_C[start + a : start + b])
-                keep_RB[:, a:b] = pattern.tile(len(W_RC), start + a, start + b).keep(scores)
-            e_R = W_RB[:, column].masked_fill(keep_RB[:, column], 0) / U_BB[column, column]
-            W_RB[:, column + 1 :].addr_(e_R, U_BB[column, column + 1 :], alpha=-1)
-            E_RB[:, column] = e_R
-        return E_RB
+
+@final
+@dataclass(frozen=True)
+class _Sweep:
+    """One matrix from the first column to the last: D_CR and keep_CR are filled, P_CR as far as columns are reached.
+
+    share_CR: −1 / K_cc where a weight stays, 0 where it goes; judged: columns whose mask is chosen together.
+    """
+
+    W_CR: Tensor
+    D_CR: Tensor
+    P_CR: Tensor
+    share_CR: Tensor
+    keep_CR: Tensor
+    state: Factored
+    pattern: Pattern
+    judged: int
+
+    @classmethod
+    def of(cls, W_CR: Tensor, state: Factored, pattern: Pattern, judged: int) -> _Sweep:
+        keep_CR, D_CR, share_CR = torch.empty_like(W_CR, dtype=torch.bool), *map(torch.empty_like, (W_CR, W_CR))
+        return cls(W_CR, D_CR, torch.zeros_like(W_CR), share_CR, keep_CR, state, pattern, judged)
+
+    def __call__(self, start: int, stop: int, widths: list[int]) -> None:
+        """Columns start…stop, whose P knows of all columns before `start`, in parts of the first of `widths`.
+
+        A part is told of the columns since `start` when it is reached, and goes on in finer parts by itself: sums as in
+        one step a column, but nearly all in matrix products.
+        """
+        width, *finer = widths
+        for first in range(start, stop, width):
+            if not finer and first % self.judged == 0:
+                self._judge(start, first, min(first + self.judged, len(self.W_CR)))
+            last = min(first + width, stop)
+            self.P_CR[first:last] = self._told(start, first, last)
+            if finer:
+                self(first, last, finer)
+            else:
+                self.D_CR[first].addcmul_(self.P_CR[first], self.share_CR[first])
+
+    def _told(self, start: int, first: int, last: int) -> Tensor:
+        """P of columns first…last, with what the columns start…first leave for them."""
+        if start == first:
+            return self.P_CR[first:last]
+        K_BB = self.state.K_CC[start:first, first:last]
+        return torch.addmm(self.P_CR[first:last], K_BB.T, self.D_CR[start:first])
+
+    def _judge(self, start: int, first: int, last: int) -> None:
+        """Chooses the mask of columns first…last by their terms in the loss if all of them before a column stay."""
+        K_BB = self.state.K_CC[first:last, first:last]
+        moved_BR = torch.linalg.solve_triangular(K_BB.T, self._told(start, first, last), upper=False)
+        terms_BR = (self.W_CR[first:last] + moved_BR) * K_BB.diagonal()[:, None]
+        scores_RB = dead_first(terms_BR.square().T, self.state.dead_C[first:last])
+        keep_BR = self.pattern.tile(self.W_CR.shape[1], first, last).keep(scores_RB).T
+        self.keep_CR[first:last] = keep_BR
+        torch.mul(self.W_CR[first:last], ~keep_BR, out=self.D_CR[first:last])
+        torch.div(keep_BR, -K_BB.diagonal()[:, None], out=self.share_CR[first:last])
