@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 from zoo import SIDE_CHANNEL, ZOO, Zoo, reference, token_rows
 
+from obsprune.cli.tables import prune_tables
 from obsprune.core.patterns import Unstructured
 from obsprune.engine import finetune
 from obsprune.engine import place as place_module
 from obsprune.engine.finetune import Tuning, search
 from obsprune.engine.gradients import Sums, gradients, gradients_and_grams, whole_gradients
 from obsprune.engine.layerwise import prune_blocks
-from obsprune.engine.place import MEMORIES, Committed, Dense, InFiles, InHost, OnDevice, Place, choose_place
+from obsprune.engine.place import MEMORIES, Committed, Dense, InFiles, InHost, OnDevice, Place, Source, choose_place
 from obsprune.engine.rounds import Rounds, describe, moved
 from obsprune.engine.rundir import RunDir
-from obsprune.engine.steps import Local, Newton, Projection
+from obsprune.engine.steps import Candidate, Local, Newton, Projection
 from obsprune.engine.streams import OneStream
-from obsprune.engine.teacher import HiddenStates, teach
+from obsprune.engine.teacher import HiddenStates, Lesson, teach
 from obsprune.errors import WalkMismatch
 from obsprune.evaluate.perplexity import Perplexity
+from obsprune.models.blocks import Block
 from obsprune.models.load import Model, load
 from obsprune.models.text import TokenSamples
 from obsprune.pipeline import prune
@@ -125,7 +128,7 @@ def test_killed_and_resumed_gives_the_same_bytes(
         if left[0] == 0:
             raise Killed
         left[0] -= 1
-        return plain(run, kind, **payload)
+        return plain(run, kind, **payload | ({"seconds": 1000.0} if kind == "block" else {}))
 
     monkeypatch.setattr(RunDir, "record", record)
     monkeypatch.setattr(RunDir, "abandon", lambda run: None)
@@ -138,6 +141,8 @@ def test_killed_and_resumed_gives_the_same_bytes(
     journal = [json.loads(line) for line in (tmp_path / "killed/progress.jsonl").read_text().splitlines()]
     rounds = [event["round"] for event in journal if event["kind"] == "round"]
     assert rounds == [1, 2, 3]  # none was done twice
+    if after in (2, 3):  # one block was done, or both
+        assert resumed["rounds"][0]["seconds"] > 1000 * (after - 1)
 
 
 def samples(count: int, seed: int = 0) -> TokenSamples:
@@ -359,19 +364,75 @@ def test_only_the_newest_rounds_weights_are_kept(
     assert [path.name for path in (tmp_path / "out/rounds").iterdir()] == [str(kept[-1])]
 
 
-def test_a_rate_that_blows_up_is_passed_over(llama: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_rate_that_blows_up_is_passed_over(llama: Model, tmp_path: Path, masked: bool) -> None:
     """Infinite weights give infinite divergence, not an error: the round goes on without fine-tuning."""
     rows = samples(8)
     run, projection = one_shot(llama, rows, tmp_path / "out")
     place = OnDevice(llama)
     with place.opened():
         judge, lesson = teach(place, rows.take(range(4)), 2), teach(place, rows.take(range(4, 8)), 1)
-        rounds = Rounds(Newton(), Tuning(4, True), projection, place, run, Silent(), 4, 1)
+        rounds = Rounds(Newton(), Tuning(4, masked), projection, place, run, Silent(), 4, 1)
         shares = rounds.tuning.shares(lesson)
-        _, divergence = rounds._pass(Committed(run), lesson, judge, shares, 1e30)
-        assert divergence == math.inf
+        for part in (shares, shares[:1]):  # it shows in the next step's gradients, or after the last step
+            assert rounds._pass(Committed(run), lesson, judge, part, 1e30)[1] == math.inf
         last = {"heldout_kl": judge.score(Committed(run)).kl, "rate": 1e30}
         assert rounds._tuned(Committed(run), lesson, judge, last)[1] is None
+
+
+class Huge(Source):
+    """Weights that no dtype can compute with."""
+
+    def __init__(self, weights: Source) -> None:
+        self.weights = weights
+
+    def get(self, block: Block) -> dict[str, Tensor]:
+        return {name: 1e30 * x for name, x in self.weights.get(block).items()}
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"), [("point", "the gradient of .* is not finite"), ("result", "logits are not finite")]
+)
+def test_a_round_that_is_not_finite_ends_the_rounds(
+    zoo: Zoo, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, says: str
+) -> None:
+    """However patient, from there is no way on: the best iterate so far is the result, after a stop, too."""
+    plain, finish, notices = Newton.candidates, Rounds._finish, list[str]()
+
+    def third(self: Newton, weights: Source, lesson: Lesson, *rest: Any) -> list[Candidate]:
+        calls.append(1)
+        found = plain(self, Huge(weights) if len(calls) == 2 and broken == "point" else weights, lesson, *rest)
+        for candidate in found if len(calls) == 2 else []:
+            for block in lesson.place.model.blocks:
+                candidate.weights.put(block, Huge(candidate.weights).get(block))
+        return found
+
+    def run() -> dict[str, Any]:
+        rounds = QUICK | {"tune": "none", "patience": 5, "scored": True}
+        return pruned(zoo("llama"), tokens, tmp_path / "out", rounds=rounds, iters=5, evaluation=["heldout"])
+
+    calls = list[int]()
+    monkeypatch.setattr(Newton, "candidates", third)
+    monkeypatch.setattr(Silent, "notice", lambda _, text: notices.append(text))
+    monkeypatch.setattr(Rounds, "_finish", lambda _: stopped())
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(Rounds, "_finish", finish)
+    report = run()
+    assert len(calls) == 2
+    assert [entry["round"] for entry in report["rounds"]] == [1, 2, 3]
+    assert report["rounds"][2]["heldout_kl"] is None and "Infinity" not in (tmp_path / "out/report.json").read_text()
+    assert not report["rounds"][2]["kept"] and "scores" not in report["rounds"][2]
+    best = next(entry for entry in report["rounds"] if entry["best"])
+    assert best["scores"]["heldout"]["nll"] == report["evaluation"]["heldout"]["pruned"]["nll"]
+    told = [notice for notice in notices if re.search(f"the rounds end with round 3: .*{says}", notice)]
+    assert len(told) == 2  # the resumed run says so again
+    row = {str(column.header): str(list(column.cells)[2]) for column in prune_tables(report)[0].columns}
+    assert (row["KL"], row["heldout"]) == ("inf", "")
+
+
+def stopped() -> None:
+    raise KeyboardInterrupt
 
 
 def test_targets_of_the_first_round_stay_in_the_report(zoo: Zoo, tokens: Path, tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from obsprune.core.patterns import NofM, Pattern, PerRow, Unstructured
 from obsprune.core.statistics import Gram
 from obsprune.errors import InputError
 from obsprune.progress import Silent
+from obsprune.report.figures import RIGHT, Curves
 from obsprune.solvers import build
 from obsprune.studies.layer_methods import METHODS, CombinatorialSurgery, HardThresholding, IteratedSurgeon
-from obsprune.studies.layers import Beside, Comparison, Layers, Score, share_lost
+from obsprune.studies.layers import Comparison, Layers, Score, share_lost
 from obsprune.studies.material import Material
 
 SPARSEGPT = build("sparsegpt", {})
@@ -179,8 +180,9 @@ def test_what_is_read_off() -> None:
     assert list(errors.columns) == ["method", "0.5", "2:4"]
     assert errors.rows[2][2] == "–" and list(by_layer.columns) == ["layer", "sparsegpt", "admm", "cbs"]
     assert list(by_layer.rows) == [["a", 1.0, 0.5, 1.0], ["b", 1.0, 1.0, 0.5]]
-    first = found.figure().panels[0]
-    assert isinstance(first, Beside) and [line.x for line in first.curves.lines.values()] == [[0.5]] * 3
+    panels = found.figure().panels
+    assert all(isinstance(one, Curves) and [line.x for line in one.lines.values()] == [[0.5]] * 3 for one in panels)
+    assert [one.legend for one in panels] == [None, None, RIGHT]  # type: ignore[attr-defined]
 
 
 def test_a_run_repeats_itself_and_says_what_it_saw(assets: Path) -> None:

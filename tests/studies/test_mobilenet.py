@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +19,14 @@ from obsprune.models.load import Model, load
 from obsprune.models.shapes import SHAPES
 from obsprune.pipeline import prune
 from obsprune.progress import Silent
+from obsprune.recipe import Recipe
 from obsprune.studies import mobilenet_rounds
 from obsprune.studies.material import Material
 from obsprune.studies.mobilenet import Score, score
-from obsprune.studies.mobilenet_compared import differences, figures, tables, values, with_norms
+from obsprune.studies.mobilenet_compared import NORMS, differences, figures, tables, values, with_norms
 from obsprune.studies.mobilenet_images import copied, two_parts
 from obsprune.studies.mobilenet_norms import pruned
-from obsprune.studies.mobilenet_rounds import ENGINE, MobilenetRounds, carried_out
+from obsprune.studies.mobilenet_rounds import ENGINE, RANKED, MobilenetRounds, told
 
 CPU = torch.device("cpu")
 
@@ -121,19 +124,53 @@ def test_what_is_asked_of_the_engine() -> None:
     assert study.recipe("iobs", 0.5, True, model, images, 10).engine.reestimate_norms
 
 
-def test_a_stopped_run_goes_on(model: Model, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, others = two_parts(model, (source, source), (6, 4))
-    images = copied(seen, tmp_path / "images")
-    recipe = MobilenetRounds(heldout=2, iters=2).recipe("iobs", 0.5, False, model.directory, images, 6)
-    judged = labelled(others, 2, CPU)
-    first, rounds = carried_out(recipe, tmp_path / "iobs", judged)
-    assert [one["round"] for one in rounds] == [1, 2]
-    assert not (tmp_path / "iobs").exists()
-    monkeypatch.setattr(mobilenet_rounds, "prune", lambda *_: pytest.fail("done already"))
-    again, told = carried_out(recipe, tmp_path / "iobs", judged)
-    assert torch.equal(again.loss_N, first.loss_N)
-    assert torch.equal(again.right_N, first.right_N)
-    assert told == rounds
+def test_a_stopped_run_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished is not done again, unless a setting is another: scores tell by their loss what was asked."""
+    material, labels = Material(tiny.parent, work=tmp_path / "unfinished"), f"{tiny.name}/labels.tsv"
+    study = MobilenetRounds(model=tiny.name, calibration_from=labels, evaluation_from=labels, sparsities=[0.5],
+                            calibration=6, forms=["sparsegpt"])  # fmt: skip
+    asked: list[str] = []
+    stops = [3, 6, 9]
+
+    def ranked(study: MobilenetRounds, *_: Any) -> dict[str, Any]:
+        asked.append("ranked")
+        names = ("dense", *(name + suffix for name in RANKED for suffix in NORMS))
+        return {name: {0.0 if name == "dense" else 0.5: told(scored(study.calibration))} for name in names}
+
+    def pruned(recipe: Recipe, output: Path, *_: Any) -> dict[str, Any]:
+        asked.append(output.name.rpartition("-")[0])
+        if len(asked) in stops:
+            raise KeyboardInterrupt
+        images = len(list(Path(recipe.data.dataset.partition("=")[2]).iterdir()))
+        assert images == recipe.data.nsamples
+        monkeypatch.setattr(mobilenet_rounds, "score_of", lambda *_: scored(images))
+        return {"rounds": []}
+
+    monkeypatch.setattr(MobilenetRounds, "_ranked", ranked)
+    monkeypatch.setattr(mobilenet_rounds, "prune", pruned)
+    for interrupted in (study, replace(study, damping=1.0), replace(study, calibration=5)):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.run(material, Silent())
+    found = study.run(material, Silent()).values
+    assert asked == [*["ranked", "sparsegpt.0.5", "sparsegpt.norms.0.5"] * 3, "sparsegpt.norms.0.5"]
+    assert {value for name, value in found.items() if ".loss." in name} == {6.0}
+    assert not (tmp_path / "unfinished").exists()
+    stops[:] = [len(asked) + 2]
+    with pytest.raises(KeyboardInterrupt):
+        replace(study, shape="mobilenet-v1", tiny=True).run(material, Silent())
+    assert not (tmp_path / "unfinished").exists()  # what is made anew cannot be gone on with
+
+
+def test_what_decides_what_is_found(model: Model, source: Path) -> None:
+    study, (first, second) = MobilenetRounds(), two_parts(model, (source, source), (4, 4))
+    other = replace(second, layout=replace(second.layout, classes=second.layout.classes[::-1]))
+    abouts = [study._about(model, *parts) for parts in ((first, second), (second, first), (first, other))]
+    assert not any(one == two for one, two in combinations(abouts, 2))
+    assert study._about(model, first, second) == abouts[0]
+
+
+def scored(loss: float) -> Score:
+    return Score(torch.tensor([True]), torch.tensor([float(loss)]))
 
 
 def some(right: list[int]) -> Score:
@@ -169,6 +206,8 @@ def test_values_and_tables() -> None:
     assert told["iobs-cbs.norms.0.5"] == 25.0
     assert told["iobs-tuned-sparsegpt.0.5"] == 50.0
     assert told["iobs-cbs.stderr.0.7"] == 0.0
+    fewer = values({name: by for name, by in FOUND.items() if "sparsegpt" not in name})  # forms may be left out
+    assert fewer == {name: value for name, value in told.items() if "sparsegpt" not in name}
     rounds = [{"round": 1, "best": False, "heldout_kl": 2.0}, {"round": 2, "best": True, "heldout_kl": 1.5}]
     made = tables(FOUND, {"iobs.norms": {0.5: rounds, 0.7: [*rounds[:1], rounds[1] | {"round": 3}]}})
     top1, loss, renewed, _, ahead, course = made

@@ -15,6 +15,7 @@ from obsprune.errors import InputError
 from obsprune.models.shapes import SHAPES
 from obsprune.studies import recipes
 from obsprune.studies.material import Material
+from obsprune.studies.mobilenet_rounds import MobilenetRounds
 from obsprune.studies.pruning import Pruning
 from obsprune.studies.xor import Xor
 
@@ -120,6 +121,30 @@ def test_what_cannot_be_planned(words: list[str], says: str) -> None:
     assert result.exit_code == 2
     assert says in result.stderr
     assert result.stdout == ""
+
+
+def test_what_can_be_planned_is_and_the_others_say_why() -> None:
+    plans: dict[str, Any] = json.loads(dry_run("iobs-deit", "--json").stdout)
+    assert plans.keys() == {name for name in recipes.names() if name.startswith("iobs-deit/")}
+    local = plans.pop("iobs-deit/local")
+    assert "the model is needed and no folder of data was named" in local["not_planned"]
+    assert all(plan["values"]["bytes"] for plan in plans.values())
+    lines = dry_run("iobs-deit").stdout.splitlines()
+    assert [line for line in lines if line.startswith("iobs-deit/")] == [
+        *plans, f"iobs-deit/local is not planned: {local['not_planned']}"
+    ]  # fmt: skip
+
+
+def test_nothing_that_can_be_planned_is_an_error() -> None:
+    result = dry_run("obs-monks")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "obs-monks/monk1: this experiment has nothing to plan" in result.stderr
+    assert "obs-monks/xor: this experiment" in result.stderr
+
+
+def test_a_plan_needs_the_model_alone(assets: Path) -> None:
+    study = MobilenetRounds(calibration_from="none", forms=["sparsegpt"], sparsities=[0.5])
+    assert study.plan(Material(assets)).values["sparsegpt.0.5.zeros"] > 0
 
 
 def test_a_study_without_a_plan_says_so() -> None:

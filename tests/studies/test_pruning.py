@@ -16,7 +16,7 @@ from obsprune.progress import Silent
 from obsprune.studies import pruning
 from obsprune.studies.kept import Kept
 from obsprune.studies.material import Material
-from obsprune.studies.pruned import Case, best, figures, tables, values
+from obsprune.studies.pruned import Case, best, figures, rounds, tables, values
 from obsprune.studies.pruning import Pruning, Subject
 
 SMALL = Pruning(
@@ -35,7 +35,7 @@ def report(heldout: list[float], scores: list[float], dense: float = 1.0) -> dic
         for n, (kl, score) in enumerate(zip(heldout, scores, strict=True), 1)
     ]
     pair = {"dense": {"metric": "ppl", "ppl": dense}, "pruned": {"metric": "ppl", "ppl": scores[lowest]}}
-    seconds = {"total": 5.0, "evaluation": 2.0}
+    seconds = {"total": 5.0, "allocation": 0.5, "pruning": 1.0, "rounds": 2.5, "evaluation": 9.0}
     return {"rounds": rounds, "evaluation": {"text=a": pair}, "sparsity": {"reached": 0.5}, "seconds": seconds}
 
 
@@ -45,7 +45,10 @@ def test_values_are_means_over_the_seeds_as_far_as_all_go() -> None:
     assert found["dense.text"] == 1 and found["newton.0.5.text"] == 6
     assert found["newton.0.5.text.round1"] == 10 and found["newton.0.5.kl.round2"] == 1.5
     assert "newton.0.5.kl.round3" not in found
-    assert found["newton.0.5.seconds"] == 3 and found["newton.0.5.round"] == 2
+    last = report([3, 2], [9, 7])
+    last["rounds"].append({"round": 3, "heldout_kl": None, "best": False})  # its logits were not finite
+    assert rounds(last) == {"kl": {1: 3, 2: 2}, "text": {1: 9, 2: 7}}
+    assert found["newton.0.5.seconds"] == 4 and found["newton.0.5.round"] == 2
 
 
 def test_the_best_round_is_starred() -> None:
@@ -112,15 +115,26 @@ def test_a_stopped_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "{data}/tiny/tokens" in outcome.facts["data"]
 
 
-def test_another_question_is_not_answered_by_what_was_kept(tmp_path: Path) -> None:
+def test_another_question_is_not_answered_by_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is the same one about other data, or about another model of that name."""
     (tmp_path / "tiny").mkdir()
     SHAPES["llama-2-7b"].tiny(tmp_path / "tiny")
-    study = replace(SMALL, tiny=False, model="tiny", dataset="{data}/tiny/tokens.safetensors", evaluation=["heldout"],
-                    forms={"once": {}}, patterns=[0.5])  # fmt: skip
-    material = Material(tmp_path)
-    subject = study.subject.within(material)
-    case, kept = study.cases[0], Kept(tmp_path)
-    first = study._pruned(case, 0, subject, kept, Silent())
-    assert study._pruned(case, 0, subject, kept, Silent()) == first
+    (tmp_path / "rows.txt").write_text("one")
+    (tmp_path / "kept").mkdir()
+    study = replace(SMALL, tiny=False, model="tiny", dataset="{data}/tiny/tokens.safetensors",
+                    evaluation=["text={data}/rows.txt"], forms={"once": {}}, patterns=[0.5])  # fmt: skip
+    answers = iter(range(9))
+    monkeypatch.setattr(pruning, "prune", lambda *_: {"answer": next(answers)})
+
+    def answer(study: Pruning = study) -> int:
+        subject = study.subject.within(Material(tmp_path))
+        kept = Kept(tmp_path / "kept", subject.stamps())
+        return int(study._pruned(study.cases[0], 0, subject, kept, Silent())["answer"])
+
+    assert [answer(), answer()] == [0, 0]
     other = replace(study, common={"data": {"nsamples": 5, "heldout": 2, "seqlen": 16}})
-    assert other._pruned(case, 0, subject, kept, Silent())["data"] != first["data"]
+    assert [answer(other), answer(), answer(other)] == [1, 0, 1]
+    (tmp_path / "rows.txt").write_text("another")
+    assert [answer(), answer()] == [2, 2]
+    (tmp_path / "tiny" / "config.json").touch()
+    assert [answer(), answer()] == [3, 3]

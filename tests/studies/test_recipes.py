@@ -54,6 +54,12 @@ def test_a_run_is_judged_and_written(toy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "dots.png").stat().st_size > 1000
 
 
+def test_seconds_of_a_resumed_run_are_told_as_such(toy: Path, tmp_path: Path) -> None:
+    assert not Experiment.prepare(toy, tmp_path / "out", Material()).run(Silent())["resumed"]
+    (tmp_path / "other-unfinished").mkdir()
+    assert Experiment.prepare(toy, tmp_path / "other", Material()).run(Silent())["resumed"]
+
+
 def test_a_smoke_run_and_changes(toy: Path, tmp_path: Path) -> None:
     smoke = Experiment.prepare(toy, tmp_path / "out", Material(), smoke=True).run(Silent())
     assert smoke["settings"]["seeds"] == 1

@@ -10,20 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from obsprune.engine.inputs import Inputs, Run
+from obsprune.engine.inputs import Inputs, NotFinite, Run
 from obsprune.engine.place import Source, Store, Tensors
 from obsprune.engine.teacher import Lesson
-from obsprune.errors import InputError
 from obsprune.models.backward import Visit, backward_of, reverse_walk
 from obsprune.models.blocks import Block
 from obsprune.models.load import Model
 from obsprune.models.matrices import differentiated, take_gradients
 from obsprune.models.samples import Batch
 from obsprune.ranks import Ranks
-
-
-class NotFinite(InputError):
-    """A gradient holds infinity or NaN: the numbers are too large for the dtype, or a learning rate was."""
 
 
 @dataclass

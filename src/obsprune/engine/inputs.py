@@ -117,10 +117,14 @@ def _measure_together(stop: Stop, groups: list[list[Matrix]]) -> list[Gram] | No
     return list(grams.values())
 
 
+class NotFinite(InputError):
+    """Inputs or a gradient hold infinity or NaN: the numbers are too large for the dtype, or a learning rate was."""
+
+
 def require_finite(gram: Gram) -> None:
-    """Raises InputError when infinity or NaN was summed."""
+    """Raises NotFinite when infinity or NaN was summed."""
     if not bool(torch.isfinite(gram.H_CC).all()):
-        raise InputError(f"the inputs of {gram.name} are not finite; compute in a wider type (--dtype float32)")
+        raise NotFinite(f"the inputs of {gram.name} are not finite; compute in a wider type (--dtype float32)")
 
 
 def distinct_inputs(

@@ -4,8 +4,8 @@ projects them with the solver again, the mask free to change.
 
 A round: (1) a fine-tuning pass over its sequences (engine/finetune.py), if it helps; (2) from there a step and a
 projection for several step sizes (engine/steps.py); (3) the best of them by the divergence on held-out sequences. The
-rounds end when so many of them in a row (`patience`) are no better than the best one, which is kept. What was measured:
-README, "Rounds".
+rounds end when so many of them in a row (`patience`) are no better than the best one, which is kept, or when one of
+them leads to numbers that are not finite. What was measured: docs/methods.md, "Rounds".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from obsprune.engine.finetune import DECAY, RATES, Tuning, search
-from obsprune.engine.gradients import NotFinite
+from obsprune.engine.inputs import NotFinite
 from obsprune.engine.layerwise import Projection
 from obsprune.engine.place import Committed, OnDisk, Place, Source, Store
 from obsprune.engine.rundir import Event, RunDir
@@ -28,6 +28,9 @@ from obsprune.errors import ObspruneError
 from obsprune.models.samples import Samples
 from obsprune.progress import Progress, Silent
 
+INFINITE = "the pruned model's logits are not finite; compute in a wider type (--dtype float32)"
+NOWHERE = Score(math.inf, math.inf, 0.0)
+"""Of a round that came to no weights: no better than any other."""
 PROBE = 0.5
 """A learning rate is tried on this part of one pass over the sequences."""
 
@@ -64,10 +67,12 @@ class Rounds:
         judge = teach(self.place, held, self.judged_at_once)
         last = self.run.recorded("round") or self._first(judge, seconds)
         for number, samples in enumerate(further, 2):
-            if last["round"] < number and self._goes_on(last["round"]):
+            if last["round"] < number and self._goes_on(last["round"], last["heldout_kl"]):
                 self.progress.line(describe(last, len(further) + 1, self._best["round"]))
-                last = self._round(number, samples, judge, last)
+                last = self._attempt(number, samples, judge, last)
         self.progress.line(describe(last, len(further) + 1, self._best["round"]))
+        if not math.isfinite(last["heldout_kl"]):
+            self.progress.notice(f"the rounds end with round {last['round']}: {last.get('ended', INFINITE)}")
         self._finish()
 
     @property
@@ -77,14 +82,14 @@ class Rounds:
         assert best is not None
         return best
 
-    def _goes_on(self, number: int) -> bool:
-        """Whether another round follows this one."""
-        return bool(number - self._best["round"] < self.patience)
+    def _goes_on(self, number: int, divergence: float) -> bool:
+        """Whether another round follows this one: never where the logits are not finite."""
+        return math.isfinite(divergence) and bool(number - self._best["round"] < self.patience)
 
     def _first(self, judge: Lesson, seconds: float) -> Event:
         score = judge.score(self._iterate(1))
         if math.isinf(score.kl):
-            raise ObspruneError("the pruned model's logits are not finite; compute in a wider type (--dtype float32)")
+            raise ObspruneError(INFINITE)
         return self._record(1, score, seconds, kept=True, **self.evaluate(1, self._iterate(1)))
 
     def _record(self, number: int, score: Score, seconds: float, **facts: Any) -> Event:
@@ -99,6 +104,15 @@ class Rounds:
     def _folder(self, number: int) -> OnDisk:
         return OnDisk(self.run.iterate(number), self.place.model.device)
 
+    def _attempt(self, number: int, samples: Samples, judge: Lesson, last: Event) -> Event:
+        """A round; one whose numbers grow too large for the dtype is no better than the others."""
+        begin = time.perf_counter()
+        try:
+            return self._round(number, samples, judge, last)
+        except NotFinite as error:
+            facts: Event = {"kept": False, "step": 0.0, "rate": None, "moved": 0.0, "matrices": {}, "ended": str(error)}
+            return self._record(number, NOWHERE, time.perf_counter() - begin, **facts)
+
     def _round(self, number: int, samples: Samples, judge: Lesson, last: Event) -> Event:
         begin = time.perf_counter()
         before = self._iterate(number - 1)
@@ -107,7 +121,7 @@ class Rounds:
         found = self.step.candidates(point, lesson, self.projection, self.step.sizes(last.get("step")), self.progress)
         score, best = self._choose(found, judge)
         kept = score.kl < self._best["heldout_kl"]
-        if kept or self._goes_on(number):
+        if kept or self._goes_on(number, score.kl):
             folder = self._folder(number)
             self.run.ranks.told(lambda: keep(best.weights, folder, self.place))
         facts = {
@@ -118,7 +132,8 @@ class Rounds:
             "matrices": {block: [asdict(result) for result in results] for block, results in best.matrices.items()},
         }
         seconds = time.perf_counter() - begin
-        event = self._record(number, score, seconds, **facts, **self.evaluate(number, best.weights))
+        told = self.evaluate(number, best.weights) if math.isfinite(score.kl) else {}
+        event = self._record(number, score, seconds, **facts, **told)
         self.run.forget({number, self._best["round"]})
         return event
 
@@ -155,12 +170,12 @@ class Rounds:
         assert self.tuning is not None
         try:
             point = self.tuning.run(before, lesson, shares, rate, step)
+            if self.tuning.masked:
+                return point, judge.score(point).kl
+            projected = Newton().candidates(point, lesson, self.projection, [0.0], Silent())
+            return point, judge.score(projected[0].weights).kl
         except NotFinite:  # the rate was far too large: it is shown as infinitely bad, and another is taken
             return before, math.inf
-        if self.tuning.masked:
-            return point, judge.score(point).kl
-        projected = Newton().candidates(point, lesson, self.projection, [0.0], Silent())
-        return point, judge.score(projected[0].weights).kl
 
     def _choose(self, found: Sequence[Candidate], judge: Lesson) -> tuple[Score, Candidate]:
         self.progress.stage("step sizes", len(found))

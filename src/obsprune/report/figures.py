@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -18,6 +18,8 @@ PANEL = (4.6, 3.4)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's, which the colour-blind can tell apart."""
 STYLES = ("-", "--", "-.", ":")
+RIGHT: Mapping[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+"""A legend at the right of its panel."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Panel(ABC):
 @final
 @dataclass(frozen=True)
 class Curves(Panel):
-    """Lines by name, each in a colour and a style of its own."""
+    """Lines by name, each in a colour and a style of its own. legend: where matplotlib puts it, None for nowhere:
+    panels with the same lines share one.
+    """
 
     title: str
     x: str
@@ -50,6 +54,7 @@ class Curves(Panel):
     lines: Mapping[str, Line]
     log_x: bool = False
     log_y: bool = False
+    legend: Mapping[str, Any] | None = field(default_factory=dict)
 
     def draw(self, axes: Any) -> None:
         for index, (name, line) in enumerate(self.lines.items()):
@@ -64,7 +69,8 @@ class Curves(Panel):
         axes.set_xscale("symlog" if self.log_x else "linear")
         axes.set_yscale("log" if self.log_y else "linear")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", frameon=False)
+        if self.legend is not None:
+            axes.legend(**self.legend, fontsize="small", frameon=False)
 
 
 @final

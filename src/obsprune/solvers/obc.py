@@ -44,6 +44,13 @@ class OBC(Solver[Inverted]):
         return Inverted(gram, factor.damping, A_CC, inverse_CC, dead_columns(gram.H_CC))
 
     def search(self, W_RC: Tensor, state: Inverted, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        keep_RC = pattern.keep(self.worth(W_RC, state, pattern))
+        return exact_refit(W_RC, state.A_CC, keep_RC), keep_RC
+
+    def worth(self, W_RC: Tensor, state: Inverted, pattern: Pattern) -> Tensor:
+        """What the sweep says of every weight [R, C], the same for all unstructured patterns: their `keep` of it is the
+        answer's mask. Dead inputs are worth least.
+        """
         rows = max(1, BATCH_BYTES // (state.inverse_CC.numel() * state.inverse_CC.itemsize))
         scores_RC = torch.cat(
             [
@@ -51,8 +58,7 @@ class OBC(Solver[Inverted]):
                 for index, W_BC in enumerate(torch.split(W_RC, rows))
             ]
         )
-        keep_RC = pattern.keep(dead_first(scores_RC, state.dead_C))
-        return exact_refit(W_RC, state.A_CC, keep_RC), keep_RC
+        return dead_first(scores_RC, state.dead_C)
 
 
 def _sweep(W_BC: Tensor, state: Inverted, pattern: Pattern, rows: slice) -> Tensor:

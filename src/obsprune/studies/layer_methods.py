@@ -177,43 +177,15 @@ class Swept(Method):
     solver: OBC
 
     def answers(self, W_RC: Tensor, gram: Gram, patterns: Sequence[Pattern]) -> list[Answer]:
-        start, first = time.process_time(), Overheard(patterns[0])
+        start = time.process_time()
         state = self.solver.prepare(gram)
-        weight = self.solver.solve(W_RC, state, first).weight
-        found = [Answer(weight, time.process_time() - start)]
-        for pattern in patterns[1:]:
-            Z_RC = exact_refit(W_RC, state.A_CC, pattern.keep(first.heard[0]))
-            found.append(Answer(Z_RC, found[0].seconds))
+        worth_RC = self.solver.worth(W_RC, state, patterns[0])
+        swept, found = time.process_time() - start, list[Answer]()
+        for pattern in patterns:
+            start = time.process_time()
+            Z_RC = exact_refit(W_RC, state.A_CC, pattern.keep(worth_RC))
+            found.append(Answer(Z_RC, swept + time.process_time() - start))
         return found
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Overheard(Pattern):
-    """A pattern, and the scores it was asked to judge."""
-
-    inner: Pattern
-    heard: list[Tensor] = field(default_factory=list)
-
-    @property
-    def group(self) -> int | None:  # type: ignore[override]
-        return self.inner.group
-
-    def keep(self, scores_RC: Tensor) -> Tensor:
-        self.heard.append(scores_RC)
-        return self.inner.keep(scores_RC)
-
-    def tile(self, rows: int, start: int, stop: int) -> Pattern:
-        return self.inner.tile(rows, start, stop)
-
-    def may_prune(self, keep_RC: Tensor, rows: slice = slice(None)) -> Tensor:
-        return self.inner.may_prune(keep_RC, rows)
-
-    def pruned(self, rows: int, columns: int) -> int:
-        return self.inner.pruned(rows, columns)
-
-    def check(self, rows: int, columns: int) -> None:
-        self.inner.check(rows, columns)
 
 
 METHODS: dict[str, Method] = {

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from obsprune.models.load import Model, load
 from obsprune.models.matrices import Matrix
 from obsprune.progress import Progress
 from obsprune.recipe import parse_n_of_m
-from obsprune.report.figures import Curves, Figure, Line, Panel
+from obsprune.report.figures import RIGHT, Curves, Figure, Line
 from obsprune.studies.base import Cell, Outcome, Study, Table
 from obsprune.studies.elimination.models import DATA
 from obsprune.studies.layer_methods import METHODS, Answer
@@ -61,21 +61,6 @@ def score(layer: Layer, answer: Answer) -> Score:
     """What an answer is worth."""
     error, heldout = (share_lost(layer.weight, answer.weight, gram.H_CC) for gram in (layer.gram, layer.judge))
     return Score(error, heldout, answer.seconds)
-
-
-@final
-@dataclass(frozen=True)
-class Beside(Panel):
-    """Curves with their legend at their right, or without: panels with the same lines share one."""
-
-    curves: Curves
-    legend: bool
-
-    def draw(self, axes: Any) -> None:
-        self.curves.draw(axes)
-        axes.get_legend().remove()
-        if self.legend:
-            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
 
 
 @final
@@ -134,12 +119,12 @@ class Comparison:
 
     def figure(self) -> Figure:
         """Errors, errors over SparseGPT's, and times over the sparsities."""
-        panels = [
+        *others, last = [
             self._curves("lost on the inputs that were seen", "share of the energy", self.error),
             self._curves("error over SparseGPT's", "ratio, mean of layers", self._ratio, log_y=False),
             self._curves("time for one layer", "processor seconds", self.seconds),
         ]
-        return Figure("layers", [Beside(curves, legend=curves is panels[-1]) for curves in panels])
+        return Figure("layers", [*(replace(panel, legend=None) for panel in others), replace(last, legend=RIGHT)])
 
     def _ratio(self, method: str, level: str) -> float:
         return mean(self.over_rival(method, level))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from obsprune.evaluate.paired import paired
@@ -30,23 +31,23 @@ def values(found: Found) -> dict[str, float]:
     ahead = {
         f"{form}-{other}{suffix}{what}.{sparsity:g}": one[key]
         for suffix in NORMS
-        for form in forms(found)
-        for other in AGAINST
+        for form, other in pairs(found)
         for sparsity, one in differences(found, form + suffix, other + suffix).items()
         for what, key in (("", "difference"), (".stderr", "stderr"), (".p", "p"))
     }
     return mobilenet.values(found) | ahead
 
 
-def forms(found: Found) -> list[str]:
-    """Those of I-OBS that were run."""
-    return [form for form in ROUNDS if form in found]
+def pairs(found: Found) -> list[tuple[str, str]]:
+    """Each form of I-OBS with each it is compared with, as far as they were run."""
+    return [pair for pair in product(ROUNDS, AGAINST) if found.keys() >= set(pair)]
 
 
 def differences(found: Found, name: str, other: str) -> dict[float, dict[str, Any]]:
     """By sparsity: how far one is ahead of the other in top-1, its standard error, and p (evaluate/paired.py)."""
-    pairs = {sparsity: (one, found[other][sparsity]) for sparsity, one in found[name].items()}
-    return {sparsity: paired(_items(one), _items(two))["top1"] for sparsity, (one, two) in pairs.items()}
+    return {
+        sparsity: paired(_items(one), _items(found[other][sparsity]))["top1"] for sparsity, one in found[name].items()
+    }
 
 
 def _items(score: Score) -> dict[str, list[float]]:
@@ -69,15 +70,14 @@ def tables(found: Found, rounds: Rounds) -> list[Table]:
         for suffix, told in TOLD.items()
         for table in (mobilenet.tables(with_norms(found, suffix), what) for what in ("top1", "loss"))
     ]
-    return [*plain, _ahead(found), _told(rounds)]
+    return [*plain, *([_ahead(found), _told(rounds)] if rounds else [])]
 
 
 def _ahead(found: Found) -> Table:
     rows: list[list[Cell]] = [
         [f"{form} − {other}", told, *map(_difference, differences(found, form + suffix, other + suffix).values())]
         for suffix, told in TOLD.items()
-        for form in forms(found)
-        for other in AGAINST
+        for form, other in pairs(found)
     ]
     columns = ["", "", *_percent(found[AGAINST[0]])]
     return Table("Difference in top-1, points, paired by image; ± standard error", columns, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from obsprune.evaluate.imagenet import spaced
@@ -37,8 +38,9 @@ def _some(samples: ImageSamples, count: int) -> ImageSamples:
 
 
 def copied(samples: ImageSamples, folder: Path) -> Path:
-    """The images by themselves in a folder, as they are encoded and without a class, in their order."""
-    folder.mkdir(exist_ok=True)
+    """The images by themselves in a folder of their own, as they are encoded and without a class, in their order."""
+    shutil.rmtree(folder, ignore_errors=True)  # a stopped run may have left others there
+    folder.mkdir()
     for number, place in enumerate(samples.places):
         (folder / f"{number:06d}{SUFFIX}").write_bytes(samples.layout.pictures.encoded(place))
     return folder

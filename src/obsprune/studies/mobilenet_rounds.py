@@ -5,10 +5,8 @@ batch norms as they were and with new ones (engine/norms.py).
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,7 +22,6 @@ from obsprune.engine.fisher import sample_gradients
 from obsprune.engine.retrained import labelled, trainee_of
 from obsprune.engine.rundir import REPORT
 from obsprune.errors import InputError, nearest
-from obsprune.models.checkpoint import write_text
 from obsprune.models.images import ImageSamples
 from obsprune.models.load import Model, load
 from obsprune.models.matrices import differentiated
@@ -35,6 +32,7 @@ from obsprune.progress import Progress, Silent
 from obsprune.recipe import Recipe, make_recipe
 from obsprune.report.report import Report, read_report
 from obsprune.studies.base import Outcome, Study
+from obsprune.studies.kept import Kept, stamp
 from obsprune.studies.material import Material
 from obsprune.studies.mobilenet import TOGETHER, Dense, Score, score
 from obsprune.studies.mobilenet_compared import NORMS, ROUNDS, Found, figures, tables, values
@@ -98,7 +96,7 @@ class MobilenetRounds(Study):
 
     def plan(self, material: Material) -> Outcome:
         if not self.shape:
-            folder = Path(self._found(material)[0])
+            folder = Path(self._checkpoint(material))
             return planned(self.model, folder, self._recipes(folder))
         shape = find_shape(self.shape).reduced if self.tiny else find_shape(self.shape)
         with TemporaryDirectory() as made:
@@ -115,7 +113,8 @@ class MobilenetRounds(Study):
         }
 
     def run(self, material: Material, progress: Progress) -> Outcome:
-        with material.working() as folder:
+        lasting = replace(material, work=None) if self.tiny else material  # what is made anew cannot be gone on with
+        with lasting.working() as folder:
             name, sources = self._made(folder) if self.tiny else self._found(material)
             model = load(name, skip=self.skip)
             calibration, evaluation = two_parts(model, sources, (self.calibration, self.evaluation))
@@ -123,13 +122,19 @@ class MobilenetRounds(Study):
             images = copied(calibration, folder / "images")
             recipe = partial(self.recipe, model=model.directory, images=images, count=len(calibration))
             progress.stage("pruning", len(self.sparsities) * len(NORMS) * (len(RANKED) + len(self.forms)))
-            ranked = remembered(folder / "ranked.json", lambda: self._ranked(model, seen, judged, progress))
+            kept = Kept(folder, self._about(model, calibration, evaluation))
+            ranked = kept.once("ranked", {}, lambda _: self._ranked(model, seen, judged, progress))
             found = {name: {float(s): heard(one) for s, one in by.items()} for name, by in ranked.items()}
-            more, rounds = self._engine(recipe, judged, folder, progress)
+            more, rounds = self._engine(recipe, judged, kept, progress)
         found |= more
         return Outcome(
             values(found), tables(found, rounds), figures(found), self._facts(model, calibration, evaluation)
         )
+
+    def _about(self, model: Model, *parts: ImageSamples) -> Tree:
+        """All that decides what is found."""
+        images = [[part.content_hash(), part.classes] for part in parts]
+        return {"settings": asdict(self), "dense": stamp(model.directory), "images": images}
 
     def _facts(self, model: Model, calibration: ImageSamples, evaluation: ImageSamples) -> dict[str, str]:
         weights = sum(rows * columns for rows, columns in (matrix.shape for matrix in model.matrices))
@@ -145,10 +150,14 @@ class MobilenetRounds(Study):
         """The checkpoint, and the images of both parts. Raises InputError."""
         sources = [self.calibration_from, self.evaluation_from]
         first, second = (material.require_any(name, "a source of images") for name in sources)
-        folder = material.path(f"{self.model}/config.json")
-        if folder is None and "/" in self.model:
-            return self.model, (first, second)
-        return str(material.require(f"{self.model}/config.json", "the model").parent), (first, second)
+        return self._checkpoint(material), (first, second)
+
+    def _checkpoint(self, material: Material) -> str:
+        """As `load` takes it. Raises InputError."""
+        config = f"{self.model}/config.json"
+        if material.path(config) is None and "/" in self.model:
+            return self.model
+        return str(material.require(config, "the model").parent)
 
     def _made(self, folder: Path) -> tuple[str, tuple[Path, Path]]:
         """A tiny checkpoint, and its images."""
@@ -182,14 +191,14 @@ class MobilenetRounds(Study):
         return Dense(w_P, fisher, Search(self.candidates, least=self.least))
 
     def _engine(
-        self, recipe: Callable[[str, float, bool], Recipe], judged: list[Batch], folder: Path, progress: Progress
+        self, recipe: Callable[[str, float, bool], Recipe], judged: list[Batch], kept: Kept, progress: Progress
     ) -> tuple[Found, dict[str, dict[float, list[Report]]]]:
         """Scores, and what is told of the rounds where there are some."""
         found: Found = {}
         rounds: dict[str, dict[float, list[Report]]] = {}
         for form, (suffix, new), sparsity in product(self.forms, NORMS.items(), self.sparsities):
             name = form + suffix
-            one, course = carried_out(recipe(form, sparsity, new), folder / f"{name}.{sparsity:g}", judged)
+            one, course = carried_out(recipe(form, sparsity, new), f"{name}.{sparsity:g}", judged, kept)
             found.setdefault(name, {})[sparsity] = one
             if form in ROUNDS:
                 rounds.setdefault(name, {})[sparsity] = course
@@ -215,24 +224,15 @@ class MobilenetRounds(Study):
 CPU = torch.device("cpu")
 
 
-def carried_out(recipe: Recipe, output: Path, judged: list[Batch]) -> tuple[Score, list[Report]]:
+def carried_out(recipe: Recipe, name: str, judged: list[Batch], kept: Kept) -> tuple[Score, list[Report]]:
     """The score of a pruned checkpoint, and its rounds; the checkpoint itself does not stay."""
 
-    def work() -> Tree:
+    def work(output: Path) -> Tree:
         report = read_report(output) if (output / REPORT).is_file() else prune(recipe, output, Silent())
         return told(score_of(output, judged)) | {"rounds": report["rounds"]}
 
-    found = remembered(Path(f"{output}.json"), work)
-    shutil.rmtree(output, ignore_errors=True)
+    found = kept.once(name, recipe.tree(), work)
     return heard(found), found["rounds"]
-
-
-def remembered(path: Path, work: Callable[[], Tree]) -> Tree:
-    """What the work gives, as plain values, or gave when a stopped experiment did it."""
-    if not path.is_file():
-        write_text(path, json.dumps(work()))
-    found: Tree = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def told(score: Score) -> Tree:

@@ -45,7 +45,8 @@ def rounds(report: Report) -> dict[str, dict[int, float]]:
     """{task, or kl: {round: value}}: of each round's iterate, on what was evaluated, and its held-out divergence."""
     found: dict[str, dict[int, float]] = {}
     for entry in report["rounds"]:
-        found.setdefault("kl", {})[entry["round"]] = entry["heldout_kl"]
+        if entry["heldout_kl"] is not None:
+            found.setdefault("kl", {})[entry["round"]] = entry["heldout_kl"]
         for task, score in entry.get("scores", {}).items():
             found.setdefault(short(task), {})[entry["round"]] = score[score["metric"]]
     return found
@@ -76,8 +77,7 @@ def values(found: Found) -> dict[str, float]:
 
 def _numbers(report: Report) -> dict[str, float]:
     by_round = {f"{what}.round{n}": value for what, line in rounds(report).items() for n, value in line.items()}
-    seconds = report["seconds"]
-    spent = {"seconds": seconds["total"] - seconds["evaluation"]}
+    spent = {"seconds": sum(report["seconds"][part] for part in ("allocation", "pruning", "rounds"))}
     reached = {"sparsity": report["sparsity"]["reached"], "round": float(best(report))}
     return {**scores(report, "pruned"), **reached, **by_round, **spent}
 

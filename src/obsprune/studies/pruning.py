@@ -12,13 +12,14 @@ from typing import final
 
 from obsprune.engine.rundir import REPORT
 from obsprune.models.checkpoint import write_text
+from obsprune.models.load import locate
 from obsprune.models.shapes import find_shape
 from obsprune.pipeline import prune
 from obsprune.progress import Progress
 from obsprune.recipe import Recipe, make_recipe
 from obsprune.report.report import Report, read_report
 from obsprune.studies.base import Outcome, Study
-from obsprune.studies.kept import Kept
+from obsprune.studies.kept import Kept, stamp, stamp_named
 from obsprune.studies.material import Material
 from obsprune.studies.planned import planned
 from obsprune.studies.pruned import Case, facts, figures, tables, values
@@ -54,6 +55,10 @@ class Subject:
             [name.replace(HERE, str(material.folder)) for name in self.evaluation],
         )
 
+    def stamps(self) -> dict[str, str]:
+        """Of the data, where it lies on this machine: a data set of the hub has none."""
+        return {name: stamp_named(name) for name in (self.dataset, *self.evaluation)}
+
     def divided(self, folder: Path) -> Subject:
         """A labels file (imagenet=PATH) cut in two, written into `folder`."""
         source = Path(self.dataset.partition("=")[2]).resolve()
@@ -79,7 +84,8 @@ class Pruning(Study):
     sparsities, or n:m; shape: what the model is by its shape (models/shapes.py), for a plan; tiny: a small random model
     of that shape instead, with samples of its own.
     Values: dense.TASK; FORM.PATTERN.TASK, of the result; .TASK.roundN and .kl.roundN where rounds are scored; .round,
-    the best one; .sparsity; .seconds, evaluation left out: means over the seeds.
+    the best one; .sparsity; .seconds of the work on blocks and of rounds, before a stop and after it, every evaluation
+    left out: means over the seeds.
     """
 
     model: str = "stories260k"
@@ -122,9 +128,11 @@ class Pruning(Study):
     def run(self, material: Material, progress: Progress) -> Outcome:
         lasting = replace(material, work=None) if self.tiny else material  # what is made anew cannot be gone on with
         with lasting.working() as folder:
-            subject = self._prepared(material, folder)
+            whole = self._made(folder) if self.tiny else self.subject.within(material)
+            subject = whole.divided(folder) if self.split and not self.tiny else whole
+            kept = Kept(folder, whole.stamps())
             found = {
-                case: [self._pruned(case, seed, subject, Kept(folder), progress) for seed in range(self.seeds)]
+                case: [self._pruned(case, seed, subject, kept, progress) for seed in range(self.seeds)]
                 for case in self.cases
             }
         told = _without(facts(next(iter(found.values()))[0]), {str(folder): "", str(material.folder): HERE})
@@ -136,23 +144,22 @@ class Pruning(Study):
         given = {"model": {"name": subject.model}, "data": {"dataset": subject.dataset}, "seed": seed, **sparse}
         return make_recipe({"evaluation": subject.evaluation}, self.common, self.forms[case.form], given)
 
-    def _prepared(self, material: Material, folder: Path) -> Subject:
-        if self.tiny:
-            place = folder / "tiny"
-            place.mkdir(exist_ok=True)
-            return Subject(str(place), find_shape(self.shape).tiny(place), ["heldout"])
-        subject = self.subject.within(material)
-        return subject.divided(folder) if self.split else subject
+    def _made(self, folder: Path) -> Subject:
+        """A tiny checkpoint, and its samples."""
+        place = folder / "tiny"
+        place.mkdir(exist_ok=True)
+        return Subject(str(place), find_shape(self.shape).tiny(place), ["heldout"])
 
     def _pruned(self, case: Case, seed: int, subject: Subject, kept: Kept, progress: Progress) -> Report:
         """The report of one run. Its weights do not stay."""
         recipe, name = self.recipe(case, seed, subject), f"{case.name}-{seed}"
+        dense = locate(recipe.model.name, recipe.model.revision)
 
         def work(output: Path) -> Report:
             progress.line(f"{case.name}, seed {seed}")
             return read_report(output) if (output / REPORT).is_file() else prune(recipe, output, progress)
 
-        return kept.once(name, recipe.tree(), work)
+        return kept.once(name, {"recipe": recipe.tree(), "dense": stamp(dense)}, work)
 
 
 def _without(told: Mapping[str, str], places: Mapping[str, str]) -> dict[str, str]:

@@ -140,6 +140,23 @@ def opened(path: Path, smoke: bool = False, changes: Tree | None = None) -> tupl
     return recipe, study
 
 
+def planned(
+    paths: Mapping[str, Path], material: Material, smoke: bool, changes: Tree
+) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """What recipes come to and, of those that cannot be planned, why. Raises InputError when none can be."""
+    studies = {name: opened(path, smoke, changes)[1] for name, path in paths.items()}
+    plans: dict[str, Outcome] = {}
+    reasons: dict[str, str] = {}
+    for name, study in studies.items():
+        try:
+            plans[name] = study.plan(material)
+        except InputError as error:
+            reasons[name] = str(error)
+    if not plans:
+        raise InputError("; ".join(reasons.values() if len(reasons) == 1 else map(": ".join, reasons.items())))
+    return plans, reasons
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A recipe that can be run. changes: settings that are not the recipe's."""
@@ -173,11 +190,12 @@ class Experiment:
 
     def run(self, progress: Progress) -> Tree:
         """Writes results.json, results.md and the figures to `output`; returns the results. Of a smoke run only those
-        values are held against `expected` that say so. Raises InputError and OutputError.
+        values are held against `expected` that say so. Its `seconds` are those of this part where a stopped run was
+        `resumed`. Raises InputError and OutputError.
         """
-        start = time.perf_counter()
+        start, resumed = time.perf_counter(), self.unfinished.is_dir()
         outcome = self._outcome(progress)
-        results = self._results(outcome) | {"seconds": time.perf_counter() - start}
+        results = self._results(outcome) | {"seconds": time.perf_counter() - start, "resumed": resumed}
         write_results(self.output, results, outcome)
         return results
 

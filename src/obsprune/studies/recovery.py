@@ -183,10 +183,10 @@ def figures(runs: Mapping[str, Run], traces: Mapping[str, list[Trace]]) -> list[
             title: band([{done: trace.distances[done] for done in trace.losses} for trace in several])
             for title, several in chosen.items()
         }
-        scale = {"log_x": group == "consistent", "log_y": True}
+        log_x = group == "consistent"
         panels = [
-            Curves("loss", "steps done", "mean squared error", losses, **scale),
-            Curves("distance", "steps done", "‖θ − θ*‖", distances, **scale),
+            Curves("loss", "steps done", "mean squared error", losses, log_x, log_y=True),
+            Curves("distance", "steps done", "‖θ − θ*‖", distances, log_x, log_y=True),
         ]
         found.append(Figure(group, panels))
     return found
