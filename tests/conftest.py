@@ -8,7 +8,7 @@ import pytest
 import torch
 
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported, by whichever test does it first
-pytest_plugins = ["zoo"]  # its fixtures `zoo` and `tokens` are everybody's
+pytest_plugins = ["zoo", "fake_hub"]  # their fixtures `zoo`, `tokens` and `fake_hub` are everybody's
 
 
 @pytest.fixture(autouse=True, scope="session")

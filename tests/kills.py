@@ -19,10 +19,12 @@ KINDS: dict[str, list[str]] = {
     "two streams and matching": ["--preset", "balanced", "--set", "matching.passes=2", "--set", "matching.steps=2"],
     "rounds": ROUNDS,
     "rounds on disk": [*ROUNDS, "--set", "rounds.memory=disk", "--activations", "disk"],
+    "packed": ["--preset", "fast", "--format", "packed"],
     "shares": ["--preset", "fast", "--sparsity", "0.7", "--set", "allocation.rules=[owl]"],
 }
 WRITE, RECORD = "obsprune.models.checkpoint:write_atomic", "obsprune.engine.rundir:RunDir.record"
 PRUNED, SOLVED = "obsprune.models.matrices:Matrix.write", "obsprune.solvers.base:Solver.solve"
+UNLINK = "obsprune.engine.packing:Path.unlink"
 RESULT = "obsprune.pipeline:evaluate_result"
 POINTS: dict[str, tuple[str, list[End]]] = {
     "before the first block": ("one shot", [End(RECORD, 2)]),
@@ -42,6 +44,7 @@ POINTS: dict[str, tuple[str, list[End]]] = {
     "between two batches of an evaluation": ("one shot", [End("obsprune.models.walk:Walk.resume", 14)]),
     "before the report": ("one shot", [End("obsprune.pipeline:write_report")]),
     "inside the report": ("one shot", [End(WRITE, 9, share=0.5)]),
+    "inside the card": ("one shot", [End(WRITE, 10, share=0.5)]),
     "inside the last line of the journal": ("one shot", [End(RECORD, 8, share=0.5)]),
     "three times, and twice while it goes on": ("one shot", [End(PRUNED, 2), End(PRUNED, 6), End(WRITE, 4, share=0.5)]),
     "measuring two streams": ("two streams and matching", [End("obsprune.engine.streams:_Pairs.observe", 12)]),
@@ -58,6 +61,14 @@ POINTS: dict[str, tuple[str, list[End]]] = {
     "probing for the second trial": ("shares", [End("obsprune.engine.allocation:_shares", 2)]),
     "inside the second trial": ("shares", [End(WRITE, 6, share=0.5)]),
     "taking over a trial": ("shares", [End(RECORD, 9)]),
+    "inside a packed file": ("packed", [End("obsprune.models.packed:write_atomic", 2, share=0.5)]),
+    "between packed files and their index": ("packed", [End("obsprune.models.packed:write_text")]),
+    "between packed files and their config": ("packed", [End("obsprune.engine.packing:packed_config", 2)]),
+    "reading packed files back": ("packed", [End("obsprune.models.packed:PackedFile.read", 5)]),
+    "inside the line that says packed": ("packed", [End(RECORD, 8, share=0.5)]),
+    "before the dense files are deleted": ("packed", [End("obsprune.pipeline:drop_dense")]),
+    "between two dense files": ("packed", [End(UNLINK, 3), End(UNLINK, 1)]),
+    "packed, before the report": ("packed", [End("obsprune.pipeline:write_report")]),
     "before a trial is deleted": ("shares", [End("obsprune.engine.rundir:shutil.rmtree")]),
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ QUICK = (
     "between a shard's file and its name",
     "inside a line of the journal",
     "inside the config",
+    "between two dense files",
 )
 
 

@@ -15,6 +15,7 @@ from obsprune.errors import InputError
 from obsprune.evaluate.paired import beside, paired
 from obsprune.evaluate.task import Scored, Task
 from obsprune.evaluate.tasks import Setting, check_name, make_task
+from obsprune.finetune_recipe import recorded
 from obsprune.models.caution import is_file
 from obsprune.models.load import Model, load
 from obsprune.models.samples import Samples
@@ -22,7 +23,6 @@ from obsprune.plan import draw_samples, kept_apart, suited
 from obsprune.progress import Progress
 from obsprune.ranks import ALONE
 from obsprune.recipe import Recipe, make_recipe
-from obsprune.training_recipe import recorded
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from obsprune.core.allocation import levels_around
 from obsprune.engine.dealing import Deal
 from obsprune.engine.finetune import Tuning
@@ -23,6 +25,7 @@ from obsprune.engine.short_walk import Kind, count_kinds
 from obsprune.errors import InputError
 from obsprune.evaluate.perplexity import next_token_losses
 from obsprune.evaluate.task import Task
+from obsprune.models.planes import bytes_of, make_compressor, pack, unpack
 from obsprune.models.samples import Samples
 from obsprune.plan import Plan, make_streams
 from obsprune.progress import Progress
@@ -71,6 +74,8 @@ def forecast(plan: Plan, tasks: Iterable[Task], output: Path, progress: Progress
         seconds["rounds"] = clock.rounds() + clock.iterates(evaluation / 2)
     seconds["evaluation"] = evaluation
     seconds["writing"] = clock.writing()
+    if recipe.format == "packed":
+        seconds["packing"] = clock.packing()
     return Forecast(seconds, unknown)
 
 
@@ -263,6 +268,17 @@ class _Clock:
     def writing(self) -> float:
         """The result, from weights that are read again."""
         return self._written(1) + self.load
+
+    def packing(self) -> float:
+        """The result packed and read back, as fast as a block with matrices is."""
+        block = next(block for block in self.plan.model.blocks if block.matrices)
+        tensors = block.checkpoint.read(block.keys)
+        start, compressor = time.perf_counter(), make_compressor()
+        for x in tensors.values():
+            packed = b"".join(pack(bytes_of(x), x.itemsize, 0, compressor))
+            unpack(np.frombuffer(packed, np.uint8), x.itemsize, x.numel(), 0)
+        spent, size = time.perf_counter() - start, sum(x.nbytes for x in tensors.values())
+        return spent / size * self.plan.model.checkpoint.bytes + self._written(1)
 
     def _written(self, times: int) -> float:
         return times * self.plan.model.checkpoint.bytes * self.disk

@@ -12,6 +12,7 @@ from typing import Any
 from obsprune.core.patterns import Pattern
 from obsprune.engine.allocation import Probe, choose, patterns_of
 from obsprune.engine.layerwise import prune_blocks
+from obsprune.engine.packing import drop_dense, pack_beside
 from obsprune.engine.place import Place, Source, choose_place
 from obsprune.engine.preflight import check_gradients, check_walk
 from obsprune.engine.rounds import Rounds
@@ -92,16 +93,33 @@ def carry_out(plan: Plan, tasks: list[Task], run: RunDir, progress: Progress) ->
     """Evaluates, prunes, completes the checkpoint and evaluates again; returns the plan with the shares it took."""
     try:
         evaluate(plan.model, tasks, run, "dense", progress)
-        plan = share_out(plan, run, progress)
-        prune_once(plan, run, progress)
-        if plan.recipe.iters > 1:
-            prune_again(plan, tasks, run, progress)
+        if run.recorded("packed") is None:  # else the shards are gone
+            plan = make_sparse(plan, tasks, run, progress)
     except BaseException:
         run.abandon()
         raise
-    run.finish(plan.model.checkpoint, plan.model.rest)
     evaluate_result(plan.recipe, tasks, run, progress)
+    if plan.recipe.format == "packed":
+        pack_result(run, progress)
     return plan
+
+
+def make_sparse(plan: Plan, tasks: list[Task], run: RunDir, progress: Progress) -> Plan:
+    """The dense result, whole; returns the plan with the shares it took."""
+    plan = share_out(plan, run, progress)
+    prune_once(plan, run, progress)
+    if plan.recipe.iters > 1:
+        prune_again(plan, tasks, run, progress)
+    run.finish(plan.model.checkpoint, plan.model.rest)
+    return plan
+
+
+def pack_result(run: RunDir, progress: Progress) -> None:
+    """The packed result in the place of the dense one, which goes once the journal knows that it is not needed."""
+    if run.recorded("packed") is None:
+        told = run.record("packed", **run.ranks.told(lambda: pack_beside(run.path, progress)))
+        progress.line(f"packed: {told['share']:.1%} of {told['dense_bytes'] / 1e6:.1f} MB of weights")
+    run.ranks.told(lambda: drop_dense(run.path))
 
 
 def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
@@ -109,8 +127,9 @@ def prune_once(plan: Plan, run: RunDir, progress: Progress) -> None:
     if run.recorded("shot") and run.ranks.told(lambda: all(run.committed(block.name) for block in plan.model.blocks)):
         return
     start = time.perf_counter()
+    before = sum(event["seconds"] for event in run.events if event["kind"] == "block")  # by a former part of the run
     one_shot(plan, plan.patterns, run, progress)
-    run.record("shot", seconds=time.perf_counter() - start)
+    run.record("shot", seconds=before + time.perf_counter() - start)
 
 
 def one_shot(plan: Plan, patterns: Mapping[str, Pattern], run: RunDir, progress: Progress) -> None:

@@ -276,14 +276,16 @@ def kept_apart(recipe: Recipe, draw: Draw) -> tuple[Samples, str]:
 
 def bytes_needed(plan: Plan) -> int:
     """Of disk: the result, where there are rounds the weights of two of them, or three where the best one waits, the
-    iterate that is scored, and the trials of an allocation.
+    iterate that is scored, and the trials of an allocation; or the result twice, where it is packed at the end.
     """
     matrices = sum(rows * columns for rows, columns in (matrix.shape for matrix in plan.model.matrices))
     recipe, part = plan.recipe, plan.recipe.rounds
     rounds = (3 if part.patience > 1 else 2) * matrices * plan.model.dtype.itemsize if recipe.iters > 1 else 0
     trials = 1 + len(recipe.rules) if recipe.rules else 0
     scored = recipe.iters > 1 and part.scored
-    return (1 + trials + scored) * plan.model.checkpoint.bytes + rounds
+    result = plan.model.checkpoint.bytes
+    packing = result if recipe.format == "packed" else 0  # at most: dense and packed files are there together
+    return max((1 + trials + scored) * result + rounds, result + packing)
 
 
 WHERE = (("rounds", "memory"), ("engine", "activations"))

@@ -31,7 +31,7 @@ class Recipe:
     target: what a layer is asked for: its `own` output on the inputs it gets in the pruned model, or, `corrected`, the
     output of the dense model's layer; `stream` makes up for the drift of the residual stream too. correction: how far
     it is moved toward that at most, in [0, 1]; without a number, what suits the kind of model: 0.75 for text, 0.35 for
-    images.
+    images. format: of the result, `dense` (zeros are stored) or `packed` (as `obsprune pack` writes it).
     """
 
     model: ModelPart = field(default_factory=ModelPart)
@@ -48,6 +48,7 @@ class Recipe:
     experts: ExpertsPart = field(default_factory=ExpertsPart)
     skip: list[str] = field(default_factory=list)
     evaluation: list[str] = field(default_factory=list)
+    format: str = "dense"
     engine: EnginePart = field(default_factory=EnginePart)
     seed: int = 0
 
@@ -115,6 +116,7 @@ class Recipe:
 
 
 TARGETS = ("own", "corrected", "stream")
+FORMATS = ("dense", "packed")
 TUNES = ("masked", "free", "none")
 STEPS: dict[str, Callable[[RoundsPart], Step]] = {
     "newton": lambda part: Newton(part.damping),
@@ -150,6 +152,8 @@ def _resolve(recipe: Recipe) -> Recipe:
     _check_allocation(recipe.allocation)
     _check_experts(recipe.experts.starved, recipe.allocation)
     _check_target(recipe.target, recipe.correction)
+    if recipe.format not in FORMATS:
+        raise InputError(f"format is '{recipe.format}'; {nearest(recipe.format, FORMATS)}")
     if not 0 < recipe.matching.rate < math.inf:
         raise InputError(f"matching.rate is {recipe.matching.rate!r}; a positive number is expected")
     if "none" in recipe.evaluation and len(recipe.evaluation) > 1:

@@ -11,7 +11,7 @@ import torch
 from driver import Cli
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from zoo import ZOO, Zoo, tensors
+from zoo import ZOO, Zoo, shards, tensors
 
 from obsprune.engine.rundir import REPORT
 from obsprune.models.load import load
@@ -120,6 +120,25 @@ def test_bad_input_is_refused_and_nothing_is_touched(cli: Cli, zoo: Zoo, tokens:
     assert "not empty" in refused(cli, "mask", "apply", "masks.safetensors", source, "-o", tmp_path)
     assert "there is no directory" in refused(cli, "mask", "apply", "masks.safetensors", "./none", "-o", "masked")
     assert "no safetensors" in refused(cli, "mask", "apply", source / "config.json", source, "-o", "masked")
+    done(cli, "mask", "apply", "masks.safetensors", source, "-o", "masked")
+    assert "--force or another -o" in refused(cli, "mask", "apply", "masks.safetensors", source, "-o", "masked")
+    done(cli, "mask", "apply", "masks.safetensors", source, "-o", "masked", "--force")
     former = {path: path.read_bytes() for path in result.iterdir()}
     assert "--force or another -o" in refused(cli, "mask", "apply", "masks.safetensors", source, "-o", "result")
     assert former == {path: path.read_bytes() for path in result.iterdir()}
+
+
+def test_masks_of_the_demo_and_of_a_packed_result(cli: Cli, zoo: Zoo, tokens: Path, tmp_path: Path) -> None:
+    assert "is dense" in refused(cli, "mask", "export", "demo", "-o", "masks.safetensors")
+    result = pruned(zoo("llama"), tokens, tmp_path / "result", "2:4")
+    done(cli, "pack", result, "-o", "packed")
+    done(cli, "mask", "export", result, "-o", "masks.safetensors")
+    done(cli, "mask", "export", "packed", "-o", "same.safetensors")
+    assert Path("masks.safetensors").read_bytes() == Path("same.safetensors").read_bytes()
+    said = refused(cli, "mask", "apply", "masks.safetensors", "packed", "-o", "packed", "--force")
+    assert "packed, which is read" in said
+    done(cli, "pack", tuned(zoo("llama"), tmp_path / "other"), "-o", "small")
+    done(cli, "mask", "apply", "masks.safetensors", "small", "-o", "masked")
+    done(cli, "mask", "apply", "masks.safetensors", "other", "-o", "expected")
+    assert shards(tmp_path / "masked") == shards(tmp_path / "expected")
+    assert Path("masked/config.json").read_bytes() == Path("other/config.json").read_bytes()

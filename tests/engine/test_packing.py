@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +17,10 @@ from zoo import ZOO as FAMILIES
 from zoo import Zoo, random_model
 
 from obsprune.engine import packing
-from obsprune.engine.packing import MARKER, pack, pack_in_place, unpack
+from obsprune.engine.packing import MARKER, drop_dense, pack, pack_beside, unpack
 from obsprune.errors import InputError, OutputError
-from obsprune.models.checkpoint import PACKED_INDEX
+from obsprune.models.checkpoint import MADE, PACKED_INDEX
+from obsprune.models.load import open_checkpoint
 from obsprune.progress import Silent
 
 
@@ -29,7 +35,8 @@ class Heard(Silent):
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    """All but what says who made them."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file() and path.name != MADE}
 
 
 @pytest.fixture
@@ -62,30 +69,67 @@ def test_packing_is_reproducible(sharded: Path, tmp_path: Path) -> None:
 
 def test_a_directory_can_be_packed_where_it_is(sharded: Path, tmp_path: Path) -> None:
     pack(sharded, tmp_path / "small", Silent())
-    before = AutoModelForCausalLM.from_pretrained(sharded).state_dict()
-    pack_in_place(sharded, Silent())
+    pack_beside(sharded, Silent())
+    drop_dense(sharded)
     assert files(sharded) == files(tmp_path / "small")
-    after = AutoModelForCausalLM.from_pretrained(sharded).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_packing_in_place_can_be_stopped_at_every_file(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = AutoModelForCausalLM.from_pretrained(sharded).state_dict()
-    for step in ("_pack", "write_packed_index", "write_text"):
-        with monkeypatch.context() as patch:
-            patch.setattr(packing, step, stopping(getattr(packing, step)))
-            with pytest.raises(KeyboardInterrupt):
-                pack_in_place(sharded, Silent())
-        found = AutoModelForCausalLM.from_pretrained(sharded).state_dict()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+@pytest.fixture
+def moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A checkpoint of two files, and copies of its directory after every step of packing it where it is."""
+    found = [tmp_path / "dense"]
+    random_model(FAMILIES["llama"]).save_pretrained(found[0], max_shard_size="120kB")
+    shutil.copytree(found[0], tmp_path / "packed")
+
+    def watched(work: Callable[..., object]) -> Callable[..., object]:
+        def then_copied(*arguments: object, **named: object) -> object:
+            done = work(*arguments, **named)
+            found.append(tmp_path / f"moment-{len(found)}")
+            shutil.copytree(tmp_path / "packed", found[-1], copy_function=os.link)
+            return done
+
+        return then_copied
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink"):
+            patch.setattr(Path, name, watched(getattr(Path, name)))
+        pack_beside(tmp_path / "packed", Silent())
+        drop_dense(tmp_path / "packed")
+    assert len(found) == 1 + 4 + 3  # two files, index and config; then index and two files
+    return found
 
 
-def stopping(work: object) -> object:
-    def stopped(*arguments: object) -> None:
-        work(*arguments)  # type: ignore[operator]
-        raise KeyboardInterrupt
+def test_at_every_moment_it_is_loaded_rightly(moments: list[Path]) -> None:
+    expected = AutoModelForCausalLM.from_pretrained(moments[0]).state_dict()
+    for directory in moments:
+        found, checkpoint = AutoModelForCausalLM.from_pretrained(directory).state_dict(), open_checkpoint(directory)
+        read = checkpoint.read(checkpoint.headers)
+        assert all(torch.equal(found[name], expected[name]) for name in expected), directory
+        assert all(torch.equal(read[name], expected[name]) for name in expected), directory
 
-    return stopped
+
+@pytest.mark.slow
+def test_strangers_load_it_rightly_or_not_at_all(moments: list[Path]) -> None:
+    """Those who do not import obsprune."""
+    assert strangers(moments) == ["right"] * 5 + ["refused"] * 3
+
+
+def strangers(directories: list[Path]) -> list[str]:
+    """What becomes of these checkpoints in another process, beside the first one."""
+    program = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+expected = AutoModelForCausalLM.from_pretrained(sys.argv[1]).state_dict()
+for directory in sys.argv[1:]:
+    try:
+        found = AutoModelForCausalLM.from_pretrained(directory).state_dict()
+        print("right" if all(torch.equal(found[name], expected[name]) for name in expected) else "wrong")
+    except OSError:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", program, *map(str, directories)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def test_what_is_left_out_is_told(sharded: Path, tmp_path: Path) -> None:
@@ -137,8 +181,9 @@ def test_former_results_are_kept_unless_forced(zoo: Zoo, tmp_path: Path) -> None
     pack(zoo("gpt2"), output, Silent(), force=True)
     unpack(output, tmp_path / "again", Silent())
     assert files(tmp_path / "again") == files(zoo("gpt2"))
-    with pytest.raises(InputError, match="was not made by obsprune"):
-        unpack(output, tmp_path / "again", Silent(), force=True)
+    pack(zoo("llama"), output, Silent(), force=True)
+    unpack(output, tmp_path / "again", Silent(), force=True)
+    assert files(tmp_path / "again") == files(zoo("llama"))
 
 
 def test_a_former_result_outlives_an_error(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

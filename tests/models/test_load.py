@@ -216,6 +216,7 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("files", "asked", "kept"),
     [
         (["model.safetensors", "pytorch_model.bin", "consolidated.safetensors"], 1, {"model.safetensors"}),
+        (["obsprune-1-of-1.safetensors", "obsprune.safetensors.index.json"], 1, {"obsprune-1-of-1.safetensors"}),
         (["pytorch_model-1-of-1.bin", "pytorch_model.bin.index.json"], 2, {"pytorch_model-1-of-1.bin"}),
         (["pytorch_model.bin", "training_args.bin", "original/consolidated.00.pth"], 2, {"pytorch_model.bin"}),
         (["consolidated.00.pth", "consolidated.01.pth"], 3, {"consolidated.00.pth", "consolidated.01.pth"}),

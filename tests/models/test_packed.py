@@ -188,7 +188,7 @@ def test_a_plain_file_is_not_taken_for_a_packed_one(dense: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/tmp/model.safetensors", ".safetensors", "config.json"])
 def test_files_outside_the_directory_are_not_written(small: Path, name: str) -> None:
-    write_packed_index(small.parent, {NAME: name}, {})
+    write_packed_index(small.parent, {NAME: name}, {"config.json": "{}"})
     with pytest.raises(InputError, match="no file of a checkpoint"):
         PackedCheckpoint.open(small.parent)
 

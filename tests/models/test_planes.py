@@ -24,13 +24,8 @@ def short_chunks() -> Iterator[None]:
         yield
 
 
-def bytes_of(tensor: torch.Tensor) -> planes.Bytes:
-    found: planes.Bytes = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return found
-
-
 def packed(dense: planes.Bytes, size: int) -> planes.Bytes:
-    return np.frombuffer(b"".join(planes.pack(dense, size, SEED)), np.uint8)
+    return np.frombuffer(b"".join(planes.pack(dense, size, SEED, planes.make_compressor())), np.uint8)
 
 
 def there_and_back(dense: planes.Bytes, size: int) -> planes.Bytes:
@@ -75,9 +70,9 @@ def test_nothing_is_little(size: int) -> None:
 def shares(pattern: Unstructured | NofM, dtype: torch.dtype) -> tuple[float, float]:
     """Of the dense bytes, and the mask's bits an element, for a large matrix of the shape that weights have."""
     weight = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)) * 0.02
-    dense = bytes_of(weight.masked_fill(~pattern.keep(weight.abs()), 0).to(dtype))
+    dense = planes.bytes_of(weight.masked_fill(~pattern.keep(weight.abs()), 0).to(dtype))
     with mock.patch.object(planes, "CHUNK", 2**18):
-        pieces = planes.pack(dense, dtype.itemsize, SEED)
+        pieces = planes.pack(dense, dtype.itemsize, SEED, planes.make_compressor())
     lengths = np.frombuffer(pieces[1], planes.LENGTH).reshape(-1, 1 + dtype.itemsize)
     return sum(map(len, pieces)) / dense.size, int(lengths[:, 0].sum()) * 8 / weight.numel()
 
@@ -111,7 +106,7 @@ def test_flipped_bits_are_seen_wherever_they_are(chunk: int) -> None:
 
 
 def test_what_is_cut_off_or_too_long_is_seen() -> None:
-    good = packed(bytes_of(torch.arange(100)), 8)
+    good = packed(planes.bytes_of(torch.arange(100)), 8)
     for length in range(good.size):
         with pytest.raises(planes.Damaged):
             planes.unpack(good[:length], 8, 100, SEED)
@@ -122,12 +117,12 @@ def test_what_is_cut_off_or_too_long_is_seen() -> None:
 @pytest.mark.parametrize(("size", "count", "seed"), [(4, 100, SEED), (8, 99, SEED), (8, 2**40, SEED), (8, 100, 8)])
 def test_a_tensor_is_not_taken_for_another(size: int, count: int, seed: int) -> None:
     with pytest.raises(planes.Damaged):
-        planes.unpack(packed(bytes_of(torch.arange(100)), 8), size, count, seed)
+        planes.unpack(packed(planes.bytes_of(torch.arange(100)), 8), size, count, seed)
 
 
 def test_a_frame_that_claims_to_be_huge_takes_no_memory() -> None:
     huge = mock.patch.object(planes.zstandard, "frame_content_size", return_value=2**62)
     with mock.patch.object(planes, "CHUNK", 2**18):
-        good = packed(bytes_of(torch.zeros(1000, dtype=torch.int64)), 8)
+        good = packed(planes.bytes_of(torch.zeros(1000, dtype=torch.int64)), 8)
         with huge, pytest.raises(planes.Damaged, match="a part of it"):
             planes.unpack(good, 8, 1000, SEED)

@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import typer
 
+from obsprune.cli.bench_inference import bench_inference
 from obsprune.cli.console import guarded
 from obsprune.cli.evaluate import evaluate
+from obsprune.cli.finetune import finetune
 from obsprune.cli.inspect import inspect
 from obsprune.cli.mask import app as mask
 from obsprune.cli.pack import pack, unpack
 from obsprune.cli.prune import prune
+from obsprune.cli.push import push
 from obsprune.cli.recipe import app as recipe
 from obsprune.cli.train_prune import train_prune
 
@@ -26,10 +29,13 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune,
     "train-prune": train_prune,
+    "finetune": finetune,
     "eval": evaluate,
     "inspect": inspect,
     "pack": pack,
     "unpack": unpack,
+    "push": push,
+    "bench-inference": bench_inference,
 }
 for name, command in COMMANDS.items():
     app.command(name, context_settings=SETTINGS)(guarded()(command))

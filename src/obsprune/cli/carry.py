@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from obsprune.cli.console import Watch, err, tell
+from obsprune.errors import InputError, OutputError, redacted
 
-from obsprune.cli.console import Watch, err
-from obsprune.errors import InputError, redacted
+if TYPE_CHECKING:
+    from obsprune.models.upload import Repository
 
 OUT = Path("obsprune-out")
 
@@ -34,7 +34,8 @@ class Verb:
 @dataclass(frozen=True)
 class Way:
     """How a command was asked to work, beside its recipe. trusts: the user lets the checkpoint's code run, whatever the
-    recipe says; speaks: whether this process is the one that tells.
+    recipe says; speaks: whether this process is the one that tells; hub: where the result is uploaded to; told: has a
+    thing done by the first of several processes, for all.
     """
 
     output: Path | None
@@ -45,6 +46,8 @@ class Way:
     quiet: bool
     trusts: bool
     speaks: bool = True
+    hub: Repository | None = None
+    told: Callable[[Callable[[], None]], None] = lambda work: work()
 
 
 def carry_out(verb: Verb, recipe: Any, way: Way) -> None:
@@ -57,14 +60,39 @@ def carry_out(verb: Verb, recipe: Any, way: Way) -> None:
     if way.dry_run:
         with Watch(way.quiet or way.as_json or not way.speaks) as watch:
             plan = verb.plan(recipe, output, watch, way.token)
-        _show(verb.plan_tables(plan), verb.describe(plan), way)
+        if way.speaks:
+            tell(verb.describe(plan), verb.plan_tables(plan), way.as_json)
         return
+    way.told(lambda: _check_hub(way, recipe.model.name))
     command = shlex.join(["obsprune", *_without_token(sys.argv[1:])])
     with Watch(way.quiet or way.as_json or not way.speaks) as watch:
         report = verb.run(recipe, output, watch, way.force, way.token, command)
-    _show([] if way.quiet else verb.tables(report), report, way)
-    if way.speaks and not way.as_json:
-        typer.echo(report["output"])
+    if way.speaks:
+        tell(report, [] if way.quiet else verb.tables(report), way.as_json)
+        _upload(way, Path(report["output"]))
+
+
+def _check_hub(way: Way, dense: str) -> None:
+    """Before an hour is spent: raises InputError where the result could not be uploaded after it."""
+    if way.hub is not None:
+        way.hub.require_other(dense)
+        way.hub.prepare()
+
+
+def _upload(way: Way, output: Path) -> None:
+    """Raises OutputError; the result stays."""
+    if way.hub is None:
+        return
+    from obsprune.report.sharing import share
+
+    try:
+        with Watch(way.quiet or way.as_json) as watch:
+            url = share(output, way.hub, watch)["url"]
+    except InputError as error:
+        again = ["obsprune", "push", str(output), way.hub.name, *(["--private"] if way.hub.private else [])]
+        raise OutputError(f"{error}. The result in {output} is whole; upload it by: {shlex.join(again)}") from error
+    if not way.quiet and not way.as_json:
+        err.print(f"uploaded to {url}")
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -87,11 +115,3 @@ def _without_token(words: list[str]) -> list[str]:
     hidden = [index + 1 for index, word in enumerate(words) if word == "--token"]
     told = ("--token=***" if word.startswith("--token=") else word for word in words)
     return ["***" if index in hidden else redacted(word) for index, word in enumerate(told)]
-
-
-def _show(tables: list[Any], machine: dict[str, Any], way: Way) -> None:
-    """The result, for a person or for a machine."""
-    if way.speaks and way.as_json:
-        typer.echo(json.dumps(machine, indent=1))
-    for table in tables if way.speaks and not way.as_json else []:
-        err.print(table)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -90,6 +92,17 @@ def _told_elsewhere(error: BaseException) -> bool:
     """Of several processes with the same error the first one tells it."""
     everywhere = isinstance(error, KeyboardInterrupt) or getattr(error, "shared", False)
     return everywhere and os.environ.get("RANK", "0") != "0"
+
+
+def tell(found: dict[str, Any], shown: Iterable[Any], as_json: bool) -> None:
+    """A result: for a machine as JSON on stdout; for a person what is shown on stderr, and on stdout where it is."""
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for one in shown:
+        err.print(one)
+    if "output" in found:
+        typer.echo(found["output"])
 
 
 class Watch:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from obsprune.cli import options
-from obsprune.cli.console import Watch, err, guarded, quiet_libraries
+from obsprune.cli.console import Watch, guarded, quiet_libraries, tell
 
 app = typer.Typer(help="Masks of a sparse checkpoint: export them, apply them to another one.", no_args_is_help=True)
-Sparse = Annotated[str, typer.Argument(help="A result of obsprune, or another sparse checkpoint.")]
+Sparse = Annotated[
+    str, typer.Argument(help="A result of obsprune, or another sparse checkpoint: a directory or a Hugging Face id.")
+]
 Masks = Annotated[Path, typer.Argument(help="A file that obsprune mask export has written.")]
 Other = Annotated[str, typer.Argument(help="A checkpoint of the same architecture: a directory or a Hugging Face id.")]
 File = Annotated[Path, typer.Option("--output", "-o", help="The file to write: MASKS.safetensors.", show_default=False)]
@@ -25,6 +26,8 @@ def export(
     source: Sparse,
     output: File,
     force: Overwrite = False,
+    revision: options.Revision = None,
+    token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json_: options.Json = False,
     quiet: options.Quiet = False,
@@ -33,15 +36,17 @@ def export(
     quiet_libraries()
     with guarded(), Watch(quiet or json_) as watch:
         from obsprune.engine.masking import export_masks
-        from obsprune.models.load import outline
+        from obsprune.models.load import locate, outline
 
-        asked = _asked(Path(source).expanduser())
+        directory = locate(source, revision, token)
+        asked = _asked(directory)
         model = outline(
-            source, device="cpu", blocks=asked["blocks"], depthwise=True, trust_remote_code=trust_remote_code
+            str(directory), device="cpu", blocks=asked["blocks"], depthwise=True, trust_remote_code=trust_remote_code
         )
         found = export_masks(model, output.expanduser(), asked["pattern"], watch, force)
     share = f"{found['zeros'] / found['weights']:.2%} of {found['weights']:,} weights"
-    _show(found, f"{found['zeros']:,} zeros ({share}) in {found['tensors']} tensors", json_, quiet)
+    line = f"{found['zeros']:,} zeros ({share}) in {found['tensors']} tensors"
+    tell(found, [] if quiet else [line], json_)
 
 
 @app.command()
@@ -63,7 +68,8 @@ def apply(
         found = apply_masks(
             masks.expanduser(), model, output_dir.expanduser(), watch, force, revision=revision, token=token
         )
-    _show(found, f"{found['removed']:,} weights became zero in {found['tensors']} tensors", json_, quiet)
+    line = f"{found['removed']:,} weights became zero in {found['tensors']} tensors"
+    tell(found, [] if quiet else [line], json_)
 
 
 def _asked(directory: Path) -> dict[str, str | None]:
@@ -76,12 +82,3 @@ def _asked(directory: Path) -> dict[str, str | None]:
     model = recipe.get("model")
     told = {"blocks": model.get("blocks") if isinstance(model, dict) else None, "pattern": recipe.get("pattern")}
     return {key: value if isinstance(value, str) else None for key, value in told.items()}
-
-
-def _show(found: dict[str, Any], line: str, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(found, indent=1))
-        return
-    if not quiet:
-        err.print(line)
-    typer.echo(found["output"])

@@ -47,7 +47,7 @@ Set = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Any other setting of a recipe: solver.refit=10, target=stream, matching.passes=5, rounds.tune=none; all "
-        "are in the README and in the recipe.yaml of a result. Repeatable.",
+        "are in docs/recipes.md and in the recipe.yaml of a result. Repeatable.",
     ),
 ]
 
@@ -153,6 +153,17 @@ OutputDir = Annotated[
     Path | None,
     Option("--output-dir", "-o", help="Where the result goes. (default: ./obsprune-out/<model>-<what>)"),
 ]
+Format = Annotated[
+    str | None,
+    Option("--format", help="Of the result: dense, or packed: smaller, read after `import obsprune`. (default: dense)"),
+]
+PushToHub = Annotated[
+    str | None,
+    Option(
+        metavar="OWNER/NAME", help="Upload the result to the hub; the right to is checked first.", show_default=False
+    ),
+]
+Private = Annotated[bool, Option("--private", help="The repository on the hub is private.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Show what would be pruned and skipped, and stop.")]
 Force = Annotated[bool, Option("--force", help="Delete a former run in the output directory and start anew.")]
 Json = Annotated[bool, Option("--json", help="Only the result, as JSON, on stdout.")]

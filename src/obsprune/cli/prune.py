@@ -10,6 +10,7 @@ from obsprune.cli import options
 from obsprune.cli.carry import Verb, Way, carry_out, given, layers
 from obsprune.cli.console import quiet_libraries
 from obsprune.cli.plan_tables import dry_run_tables
+from obsprune.cli.push import repository
 from obsprune.cli.tables import prune_tables
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def prune(
     batch_size: options.BatchSize = None,
     activations: options.Activations = None,
     output_dir: options.OutputDir = None,
+    format_: options.Format = None,
     config: options.Config = None,
     set_: options.Set = None,
     skip: options.Skip = None,
@@ -41,6 +43,8 @@ def prune(
     revision: options.Revision = None,
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    push_to_hub: options.PushToHub = None,
+    private: options.Private = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     json_: options.Json = False,
@@ -61,9 +65,11 @@ def prune(
         seed=seed,
         skip=skip,
         evaluation=eval_,
+        format=format_,
     )
     with processes() as ranks:
-        way = Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code, ranks.first)
+        hub = ranks.agree(lambda: repository(push_to_hub, private, token))
+        way = Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code, ranks.first, hub, ranks.told)
         recipe = ranks.agree(lambda: _asked(preset, config, flags, set_))
         carry_out(_verb(ranks), recipe, way)
 

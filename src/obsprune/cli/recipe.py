@@ -33,7 +33,12 @@ Setting = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would be pruned, and on how much; needs neither data nor weights.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Show what would be pruned, and on how much. A recipe that names a shape needs neither data nor weights, "
+        "another its model in --data.",
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -99,9 +104,7 @@ def run(
         settings = (parse_setting(text.removeprefix("settings.")) for text in set_ or [])
         changes = merge(*settings, {"seeds": seeds} if seeds else {})
         if dry_run:
-            paths = recipes.paths_of(name, large=True)
-            studies = {known: recipes.opened(path, smoke, changes)[1] for known, path in paths.items()}
-            _show({known: study.plan(Material(data)) for known, study in studies.items()}, json_)
+            _show(*recipes.planned(recipes.paths_of(name, large=True), Material(data), smoke, changes), json_)
             return
         planned = {
             known: recipes.Experiment.prepare(
@@ -125,14 +128,18 @@ def _folder(name: str, asked: Path | None, smoke: bool) -> Path:
     return asked / Path(name).name if asked else OUT / f"{name}-smoke" if smoke else OUT / name
 
 
-def _show(plans: dict[str, Any], as_json: bool) -> None:
-    """What experiments come to, by the names of their recipes, for a person or for a machine."""
+def _show(plans: dict[str, Any], reasons: dict[str, str], as_json: bool) -> None:
+    """What experiments come to, by the names of their recipes, and why some cannot be planned, for a person or for a
+    machine.
+    """
     if as_json:
         told = {name: {"values": plan.values, "tables": list(map(asdict, plan.tables))} for name, plan in plans.items()}
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(told | {name: {"not_planned": reason} for name, reason in reasons.items()}, indent=1))
         return
     for name, plan in plans.items():
         typer.echo(f"{name}\n\n{plain(*map(_table, plan.tables))}\n")
+    for name, reason in reasons.items():
+        typer.echo(f"{name} is not planned: {reason}")
 
 
 def _table(told: Any) -> Table:

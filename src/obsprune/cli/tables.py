@@ -111,15 +111,20 @@ def _rounds_table(entries: list[dict[str, Any]]) -> Table:
         add_row(
             rounds,
             f"{entry['round']}{' *' if entry['best'] else ''}",
-            f"{entry['heldout_kl']:.4f}",
+            "inf" if entry["heldout_kl"] is None else f"{entry['heldout_kl']:.4f}",
             *(f"{entry['told'][name]:.3f}" for name in told),
-            *(f"{score[score['metric']]:.3f}" for score in entry.get("scores", {}).values()),
+            *(_headline(entry.get("scores", {}).get(name)) for name in scored),
             f"{entry['step']:.2g}" if further else "",
             f"{entry['rate']:.2g}" if entry.get("rate") else "",
             f"{entry['moved']:.2%}" if further else "",
             seconds(entry["seconds"]),
         )
     return rounds
+
+
+def _headline(score: dict[str, Any] | None) -> str:
+    """Of a round; one whose logits are not finite has no score."""
+    return f"{score[score['metric']]:.3f}" if score else ""
 
 
 def _facts_table(report: dict[str, Any]) -> Table:

@@ -6,6 +6,7 @@ from obsprune.cli import options
 from obsprune.cli.carry import Verb, Way, carry_out, given, layers
 from obsprune.cli.console import quiet_libraries
 from obsprune.cli.plan_tables import training_dry_run_tables
+from obsprune.cli.push import repository
 from obsprune.cli.tables import training_tables
 
 
@@ -31,6 +32,8 @@ def train_prune(
     revision: options.Revision = None,
     token: options.Token = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    push_to_hub: options.PushToHub = None,
+    private: options.Private = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     json_: options.Json = False,
@@ -53,7 +56,9 @@ def train_prune(
         evaluation=eval_,
     )
     recipe = make_training(*layers(config, flags, set_))
-    carry_out(_verb(), recipe, Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code))
+    hub = repository(push_to_hub, private, token)
+    way = Way(output_dir, token, dry_run, force, json_, quiet, trust_remote_code, hub=hub)
+    carry_out(_verb(), recipe, way)
 
 
 def _verb() -> Verb:

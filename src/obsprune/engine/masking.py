@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from obsprune.engine.packing import begun
+from obsprune.engine.packing import begun, sign
 from obsprune.engine.rundir import REPORT
 from obsprune.errors import InputError, OutputError
 from obsprune.models.checkpoint import copy_side_files, write_index
@@ -53,12 +53,14 @@ def apply_masks(
     Raises InputError before anything is written when they do not fit, or `output` holds something; OutputError.
     """
     masks = MaskFile.open(path)
-    checkpoint = open_checkpoint(locate(model, **asked))
+    directory = locate(model, **asked)
+    checkpoint = open_checkpoint(directory)
     masks.require_fit(checkpoint)
-    with begun([checkpoint.directory, path], output, force):
+    with begun([directory, path], output, force):
         progress.stage("masking", len(checkpoint.headers))
         removed = write_masked(checkpoint, masks, output, progress)
         write_index(output)
         copy_side_files(checkpoint.directory, output)
         (output / REPORT).unlink(missing_ok=True)  # of a result of obsprune: about other weights than these
+        sign(output, "mask apply")
     return {"output": str(output), "tensors": len(masks.shapes), "removed": removed, "pattern": masks.pattern}

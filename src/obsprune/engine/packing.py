@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -10,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from obsprune import __version__
 from obsprune.engine.rundir import JOURNAL
 from obsprune.errors import InputError, first_line
 from obsprune.models.caution import is_dir, is_file, refuse_links
-from obsprune.models.checkpoint import CONFIG, PACKED_INDEX, Checkpoint, write_atomic, write_text
+from obsprune.models.checkpoint import CONFIG, MADE, PACKED_INDEX, Checkpoint, write_atomic, write_text
 from obsprune.models.files import FILE_KINDS, SAFETENSORS
 from obsprune.models.packed import (
     PackedCheckpoint,
@@ -46,26 +48,32 @@ def pack(source: Path, output: Path, progress: Progress, force: bool = False) ->
     return _told(output, len(checkpoint.headers), _bytes(source, dense), _bytes(output, names), begin)
 
 
-def pack_in_place(directory: Path, progress: Progress) -> dict[str, Any]:
-    """As `pack`, instead of the dense files of a directory: these are deleted once the others are seen to be right. At
-    every moment of it the directory can be loaded.
+def pack_beside(directory: Path, progress: Progress) -> dict[str, Any]:
+    """As `pack`, beside the dense files of a directory, which can be loaded at every moment; it may be begun again when
+    it was stopped. The packed files are read back, so that `drop_dense` may follow.
     """
     begin = time.perf_counter()
     checkpoint, texts = _dense(directory)
-    dense = [path.name for path in checkpoint.paths()]
-    before = _bytes(directory, dense)
     names = _pack(checkpoint, directory, directory, progress)
     _complete(directory, names, texts)
     for file in PackedCheckpoint.open(directory).files:
         for stored in file.tensors:
             file.read(stored)
-    for name in (SAFETENSORS.index, *dense):
+    dense, packed = _bytes(directory, names.values()), _bytes(directory, names)
+    return _told(directory, len(checkpoint.headers), dense, packed, begin)
+
+
+def drop_dense(directory: Path) -> None:
+    """Deletes what the packed files of a directory were made of, the index first: what is left is never taken for a
+    checkpoint. It may be begun again when it was stopped.
+    """
+    for name in (SAFETENSORS.index, *PackedCheckpoint.open(directory).names.values()):
         (directory / name).unlink(missing_ok=True)
-    return _told(directory, len(checkpoint.headers), before, _bytes(directory, names), begin)
 
 
 def unpack(source: Path, output: Path, progress: Progress, force: bool = False) -> dict[str, Any]:
-    """Writes the checkpoint that a packed one was made of: the same files, byte by byte. Returns what `pack` does.
+    """Writes the checkpoint that a packed one was made of: the same files, byte by byte, and MADE. Returns what `pack`
+    does.
 
     Raises InputError as `pack`, and for whatever is damaged, by its name; OutputError.
     """
@@ -82,8 +90,14 @@ def unpack(source: Path, output: Path, progress: Progress, force: bool = False) 
         _copy_others(source, output, {*packed.names, PACKED_INDEX}, progress)
         for name in sorted(packed.texts, key=lambda name: name == CONFIG):
             write_text(output / name, packed.texts[name])
+        sign(output, "unpack")
     dense, small = _bytes(output, packed.names.values()), _bytes(source, packed.names)
     return _told(output, len(packed.tensors), dense, small, begin)
+
+
+def sign(output: Path, command: str) -> None:
+    """Says in a result that obsprune has made it, so that --force may replace it."""
+    write_text(output / MADE, json.dumps({"made_by": f"obsprune {__version__}", "command": command}) + "\n")
 
 
 def _dense(directory: Path) -> tuple[Checkpoint, dict[str, str]]:
@@ -124,9 +138,9 @@ def _complete(output: Path, names: dict[str, str], texts: dict[str, str]) -> Non
 
 
 def _copy_others(source: Path, output: Path, own: Collection[str], progress: Progress) -> None:
-    """Everything beside weights and config, but for hidden files; what is left out is told."""
+    """Everything beside weights, config and MADE, but for hidden files; what is left out is told."""
     for path in sorted(source.iterdir()):
-        if path.name == CONFIG or path.name.startswith("."):
+        if path.name in (CONFIG, MADE) or path.name.startswith("."):
             continue
         if any(path.match(pattern) for pattern in WEIGHTS):
             if path.name not in own:
@@ -179,7 +193,7 @@ def _require_free(source: Path, output: Path, force: bool) -> None:
         raise InputError(f"{output} is, or holds, {source}, which is read; choose another -o")
     if not output.is_dir() or not any(output.iterdir()) or is_file(output / MARKER):
         return
-    if not any(is_file(output / name) for name in (PACKED_INDEX, JOURNAL)):
+    if not any(is_file(output / name) for name in (PACKED_INDEX, JOURNAL, MADE)):
         raise InputError(f"{output} is not empty and was not made by obsprune; choose another -o, or empty it yourself")
     if not force:
         raise InputError(f"{output} holds a former result; use --force or another -o")

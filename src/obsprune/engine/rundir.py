@@ -20,6 +20,7 @@ from typing import Any, final
 import yaml
 from torch import Tensor
 
+from obsprune.engine.signature import signature
 from obsprune.errors import InputError, OutputError
 from obsprune.models.checkpoint import Checkpoint, copy_side_files, write_index, write_shard, write_text
 from obsprune.ranks import ALONE, Ranks
@@ -40,6 +41,7 @@ class RunDir:
     def __init__(self, path: Path, events: list[Event], ranks: Ranks) -> None:
         self.path, self.events, self.ranks = path, events, ranks
         self._shards: dict[str, str] = {}
+        self._facts: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: Path, source: Path, force: bool = False, ranks: Ranks = ALONE) -> RunDir:
@@ -65,6 +67,7 @@ class RunDir:
         self._shards = {
             name: f"model-{index:05d}-of-{total:05d}.safetensors" for index, name in enumerate(["", *blocks], 1)
         }
+        self._facts = signature(recipe)
         continues = bool(self.events)
         if continues:
             before = (self.recorded("start") or {}).get("facts", {})
@@ -123,7 +126,7 @@ class RunDir:
         self, block: str, tensors: Mapping[str, Tensor], matrices: list[Event], seconds: float, **facts: Any
     ) -> None:
         """Writes a finished block: first the shard, then the line that says so."""
-        self.ranks.told(lambda: write_shard(self.path / self._shards[block], tensors))
+        self.ranks.told(lambda: write_shard(self.path / self._shards[block], tensors, self._facts))
         self.record("block", name=block, matrices=matrices, seconds=seconds, **facts)
 
     def committed(self, block: str) -> Path | None:
@@ -135,7 +138,7 @@ class RunDir:
         """A run inside this one, another way to the same blocks; continued where it was left."""
         path = self.path / ROUNDS / f"trial-{name}"
         trial = RunDir(path, self.ranks.told(lambda: _begun(path)), self.ranks)
-        trial._shards = self._shards
+        trial._shards, trial._facts = self._shards, self._facts
         return trial
 
     def adopt(self, trial: RunDir) -> None:
@@ -191,7 +194,7 @@ class RunDir:
         self.ranks.told(lambda: self._completed(checkpoint, rest))
 
     def _completed(self, checkpoint: Checkpoint, rest: list[str]) -> None:
-        write_shard(self.path / self._shards[""], checkpoint.read(rest))
+        write_shard(self.path / self._shards[""], checkpoint.read(rest), self._facts)
         write_index(self.path)
         copy_side_files(checkpoint.directory, self.path)
         shutil.rmtree(self.path / ROUNDS, ignore_errors=True)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -25,6 +25,8 @@ SINGLE = SAFETENSORS.single
 CONFIG = "config.json"
 PACKED_INDEX = "obsprune.safetensors.index.json"
 """Not model.safetensors.index.json: transformers alone must find nothing that it would take for weights."""
+MADE = "obsprune.json"
+"""Says of a directory that obsprune has made it, where nothing else there does: it may be replaced with --force."""
 QUANTISED = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|weight_packed|weight_scale|weight_scale_inv|weight_zero_point|absmax|quant_map)$"
     r"|\.quant_state\.|_proj_(blocks|scales)$"
@@ -173,15 +175,48 @@ def write_scratch(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OutputError(f"cannot write {path}: {error}; make room, then repeat the command to go on") from error
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One safetensors file, atomically. One metadata entry only: several would come in random order."""
+def write_shard(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+    """One safetensors file, atomically. facts: what its metadata say beside the format, which loaders ask for."""
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+    metadata = {"format": "pt", **(facts or {})}
+
+    def write(temporary: Path) -> None:
+        save_file(contiguous, temporary, metadata=metadata)
+        if facts:
+            _order_metadata(temporary)
+
+    write_atomic(path, write)
+
+
+def _order_metadata(path: Path) -> None:
+    """Puts the metadata of a file into alphabetical order: safetensors writes several in a random one."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length  # the same text in another order
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def write_text(path: Path, text: str) -> None:
     """One text file in UTF-8, atomically; what is no text (half a pair, from somebody's JSON) is spelt out."""
     write_atomic(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
+
+
+def in_shards(sizes: Mapping[str, int], most: float) -> Iterator[list[str]]:
+    """Names in their order, as many together as have at most so many bytes; one that has more is alone."""
+    names: list[str] = []
+    held = 0
+    for name, size in sizes.items():
+        if names and held + size > most:
+            yield names
+            names, held = [], 0
+        names.append(name)
+        held += size
+    if names:
+        yield names
 
 
 def write_index(directory: Path) -> None:
@@ -198,7 +233,7 @@ def copy_side_files(source: Path, directory: Path) -> None:
     """Tokenizer, generation config, licence and the like; the config comes last, since it makes the result loadable."""
     refuse_links(source, SIDE_FILES)
     paths = {path for pattern in SIDE_FILES for path in source.glob(pattern)}
-    indexes = {kind.index for kind in FILE_KINDS}
+    others = {PACKED_INDEX, MADE, *(kind.index for kind in FILE_KINDS)}
     for path in sorted(paths, key=lambda path: (path.name == CONFIG, path.name)):
-        if path.name not in indexes and path.is_file():
+        if path.name not in others and path.is_file():
             write_atomic(directory / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))

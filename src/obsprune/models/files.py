@@ -83,7 +83,7 @@ class Safetensors(FileKind):
             _check_names(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path} is truncated or no safetensors file ({error}); download it again") from error
-        return {key: _header(path, key, DTYPES.get(dtype), shape, dtype) for key, (dtype, shape) in found.items()}
+        return {key: header_of(path, key, DTYPES.get(dtype), shape, dtype) for key, (dtype, shape) in found.items()}
 
     def read(self, path: Path, keys: Iterable[str]) -> dict[str, Tensor]:
         try:
@@ -113,7 +113,7 @@ class Pickled(FileKind):
             if tensor.nbytes > path.stat().st_size:  # one number, repeated
                 raise InputError(f"{path}: tensor {key} says it has {tensor.nbytes:,} bytes, more than the file has")
         return {
-            key: _header(path, key, tensor.dtype if tensor.dtype in known else None, tensor.shape, str(tensor.dtype))
+            key: header_of(path, key, tensor.dtype if tensor.dtype in known else None, tensor.shape, str(tensor.dtype))
             for key, tensor in mapped.items()
         }
 
@@ -141,7 +141,8 @@ class Pickled(FileKind):
         return {str(key): tensor for key, tensor in held.items()}
 
 
-def _header(path: Path, key: str, dtype: torch.dtype | None, shape: Iterable[int], said: str) -> Header:
+def header_of(path: Path, key: str, dtype: torch.dtype | None, shape: Iterable[int], said: str) -> Header:
+    """The header of a tensor whose dtype the file calls `said`. Raises InputError where it is no dtype to prune in."""
     if dtype is None:
         raise InputError(
             f"{path}: tensor {key} has dtype {said}, which cannot be pruned; use an unquantised checkpoint"

@@ -19,6 +19,8 @@ from obsprune.errors import InputError
 from obsprune.models.checkpoint import SIDE_FILES
 from obsprune.models.files import FILE_KINDS, Layout
 from obsprune.models.meta import META
+from obsprune.models.origin import CARD
+from obsprune.models.packed_layout import PACKED
 
 LAYOUTS: tuple[Layout, ...] = (*FILE_KINDS, META)
 TWICE = ["original/*", "consolidated*.safetensors*"]
@@ -28,9 +30,9 @@ TWICE = ["original/*", "consolidated*.safetensors*"]
 def download(name: str, revision: str | None, token: str | None) -> Path:
     """The directory in the cache: side files, and weights in one form. Raises InputError with the way out."""
     for layout in LAYOUTS:
-        wanted = [*SIDE_FILES, *layout.patterns]
+        wanted = [*SIDE_FILES, CARD, *layout.patterns]
         directory = _snapshot(name, revision, token, wanted)
-        if layout.found(directory):
+        if layout.found(directory) or PACKED.found(directory):  # its files are safetensors, too
             break
     return directory
 

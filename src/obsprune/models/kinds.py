@@ -38,8 +38,8 @@ class Wish:
 class Kind(ABC):
     """name: what such a model is called; reads: text or images; auto: the transformers class that makes one; dataset:
     calibration where none is named; nsamples, heldout: how much of it where no number is given; correction: how far
-    targets are moved at most (README, "Corrected targets"); tasks: evaluated where none is named; positional: whether
-    there is a prediction for every token: too many logits to keep.
+    targets are moved at most (docs/methods.md, "Corrected targets"); tasks: evaluated where none is named; positional:
+    whether there is a prediction for every token: too many logits to keep.
     """
 
     name: str

@@ -29,6 +29,7 @@ from obsprune.models.kinds import Kind, Wish, head_of, kind_of
 from obsprune.models.matrices import Matrix
 from obsprune.models.meta import META
 from obsprune.models.names import Names, names_of
+from obsprune.models.packed_layout import PACKED
 from obsprune.models.samples import Batch, Samples, Source
 from obsprune.models.walk import Walk
 from obsprune.ranks import ALONE, Ranks
@@ -82,7 +83,7 @@ class Model:
     @cached_property
     def processor(self) -> Any:
         """The tokenizer, or image processor. Raises InputError when the directory has none."""
-        made = self.checkpoint.directory  # a temporary one, of which nobody knows, where the layout is Meta's
+        made = self.checkpoint.directory  # a temporary one, of which nobody knows, where the layout is Meta's or packed
         try:
             return self.kind.processor(made, self.trust_remote_code)
         except InputError as error:
@@ -173,7 +174,9 @@ def locate(name: str, revision: str | None = None, token: str | None = None) -> 
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """The checkpoint in a directory: as Hugging Face writes it or, where there is none, as Meta does."""
+    """The checkpoint in a directory: packed, as Hugging Face writes it or, where there is none, as Meta does."""
+    if PACKED.found(directory):
+        return PACKED.open(directory)
     stored = any(kind.found(directory) for kind in FILE_KINDS)
     return META.open(directory) if META.found(directory) and not stored else Checkpoint.open(directory)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, final
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from obsprune.errors import InputError, first_line
 from obsprune.models.caution import is_file, unique
-from obsprune.models.checkpoint import Checkpoint, write_atomic, write_shard
-from obsprune.models.files import SAFETENSORS, Header
+from obsprune.models.checkpoint import Checkpoint, in_shards, write_atomic, write_shard
+from obsprune.models.files import SAFETENSORS
 from obsprune.progress import Progress
 
 ENTRY, VERSION = "obsprune-masks", 1
@@ -146,7 +146,8 @@ def write_masked(checkpoint: Checkpoint, masks: MaskFile, directory: Path, progr
     """Writes all tensors, those with a mask under it and the others as they are, shard by shard. Returns how many
     weights became zero. Raises InputError, OutputError.
     """
-    groups, removed = list(_groups(checkpoint.headers)), 0
+    sizes = {name: header.bytes for name, header in checkpoint.headers.items()}
+    groups, removed = list(in_shards(sizes, SHARD)), 0
     for number, names in enumerate(groups, 1):
         tensors = checkpoint.read(names)
         for name in names:
@@ -158,17 +159,3 @@ def write_masked(checkpoint: Checkpoint, masks: MaskFile, directory: Path, progr
             progress.step()
         write_shard(directory / f"model-{number:05d}-of-{len(groups):05d}.safetensors", tensors)
     return removed
-
-
-def _groups(headers: Mapping[str, Header]) -> Iterator[list[str]]:
-    """Names in their order, as many together as SHARD holds."""
-    group: list[str] = []
-    size = 0
-    for name, header in headers.items():
-        if group and size + header.bytes > SHARD:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += header.bytes
-    if group:
-        yield group

@@ -247,6 +247,15 @@ def find_matrices(prefix: str, block: nn.Module, stored: Callable[[str], torch.d
     return found
 
 
+def linears(network: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that are nn.Linear and compute as it does, by name."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    }
+
+
 def fused_parameters(prefix: str, block: nn.Module) -> list[str]:
     """Names of parameters with three or more dimensions that no convolution owns."""
     return [

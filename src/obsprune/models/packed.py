@@ -176,10 +176,11 @@ def _write_packed(file: BinaryIO, dense: Container, progress: Progress) -> None:
     room = len(_header(dense, {stored.name: (MOST, 2 * MOST) for stored in dense.tensors}))
     file.seek(LENGTH.size + room)
     places: dict[str, tuple[int, int]] = {}
+    compressor = planes.make_compressor()
     for stored in dense.tensors:
         progress.detail(stored.name)
         begin = file.tell() - LENGTH.size - room
-        file.writelines(planes.pack(dense.raw(stored), stored.size, stored.seed))
+        file.writelines(planes.pack(dense.raw(stored), stored.size, stored.seed, compressor))
         places[stored.name] = (begin, file.tell() - LENGTH.size - room)
         progress.step()
     file.seek(0)
@@ -272,7 +273,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, int], dict[str, s
         if crc != _sum(index):
             raise ValueError("its sum is not right")
         names, sums, texts = (dict(index["metadata"][key]) for key in ("names", "crc32", "texts"))
-        if names.keys() != sums.keys() or not texts.keys() <= {CONFIG, SAFETENSORS.index}:
+        if names.keys() != sums.keys() or texts.keys() - {SAFETENSORS.index} != {CONFIG}:
             raise ValueError("it names other files than it should")
         return {str(name): str(of) for name, of in names.items()}, sums, texts
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 import zstandard
+from torch import Tensor
 
 MAGIC = b"OBP1"
 PREAMBLE = struct.Struct("<4sIIIQ")
@@ -30,12 +33,13 @@ class Damaged(Exception):
     """Bytes that are not as `pack` made them. The text says what is wrong."""
 
 
-def pack(dense: Bytes, size: int, seed: int) -> list[bytes]:
-    """The pieces of a packed tensor, one after another. dense: its bytes; size: of an element; seed: begins the sum."""
+def pack(dense: Bytes, size: int, seed: int, compressor: zstandard.ZstdCompressor) -> list[bytes]:
+    """The pieces of a packed tensor, one after another. dense: its bytes; size: of an element; seed: begins the sum;
+    compressor: from make_compressor, for all tensors of a file, since making one takes as long as a small tensor.
+    """
     words, crc = dense.view(f"<u{size}"), seed
     lengths: list[int] = []
     pieces: list[bytes] = []
-    compressor = _compressor()
     for start in range(0, len(words), CHUNK):
         chunk = words[start : start + CHUNK]
         crc = zlib.crc32(chunk.data, crc)
@@ -48,21 +52,26 @@ def pack(dense: Bytes, size: int, seed: int) -> list[bytes]:
 def unpack(packed: Bytes, size: int, count: int, seed: int) -> Bytes:
     """The dense bytes. size, count, seed: as the tensor should have them. Raises Damaged for all that is not so."""
     lengths, rest = _table(packed, size, count)
-    dense = np.zeros(count * size, np.uint8)
+    dense = torch.zeros(count * size, dtype=torch.uint8).numpy()  # aligned: how products round hangs on it
     words, crc, at = dense.view(f"<u{size}"), seed, 0
     decompressor = zstandard.ZstdDecompressor()
     for row, start in zip(lengths, range(0, count, CHUNK), strict=True):
-        chunk = words[start : start + CHUNK]
-        ends = at + np.cumsum(row)
-        _fill(chunk, np.split(rest[at : ends[-1]], ends[:-1] - at), decompressor)
-        crc, at = zlib.crc32(chunk.data, crc), int(ends[-1])
+        chunk, ends = words[start : start + CHUNK], [at, *(at + np.cumsum(row)).tolist()]
+        _fill(chunk, [rest[begin:end] for begin, end in pairwise(ends)], decompressor)
+        crc, at = zlib.crc32(chunk.data, crc), ends[-1]
     told = PREAMBLE.unpack(packed[: PREAMBLE.size].data)[2]
     if crc != told:
         raise Damaged(f"its sum is {crc:08x} and should be {told:08x}")
     return dense
 
 
-def _compressor() -> zstandard.ZstdCompressor:
+def bytes_of(tensor: Tensor) -> Bytes:
+    """A tensor's bytes in the order of its elements, as `pack` takes them."""
+    found: Bytes = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return found
+
+
+def make_compressor() -> zstandard.ZstdCompressor:
     """For bytes that hardly ever repeat: entropy coding is all there is to gain. A search for short matches (as zstd's
     levels do it) makes the exponents of weights larger by a tenth and takes twice the time.
     """
@@ -78,9 +87,8 @@ def _parts(chunk: Any, size: int) -> Iterator[Bytes]:
     some = not kept.all()
     values = chunk.take(np.flatnonzero(kept)) if some else chunk
     yield np.packbits(kept) if some else np.empty(0, np.uint8)
-    planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, size)
     for index in range(size):
-        yield np.ascontiguousarray(planes[:, index])
+        yield (values >> values.dtype.type(8 * index)).astype(np.uint8)
 
 
 def _squeezed(part: Bytes, compressor: zstandard.ZstdCompressor) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from obsprune.errors import InputError, nearest
-from obsprune.models.checkpoint import SINGLE, write_index, write_shard, write_text
+from obsprune.models.checkpoint import SINGLE, in_shards, write_index, write_shard, write_text
 from obsprune.models.files import DTYPES
 from obsprune.models.kinds import kind_of
 
@@ -110,7 +110,8 @@ class Shape:
         network = self._network("meta")
         tensors = _stored(network)
         network.config.save_pretrained(folder)
-        for number, names in enumerate(_shards(tensors)):
+        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+        for number, names in enumerate(in_shards(sizes, SHARD)):
             _write_headers(folder / f"model-{number:05d}.safetensors", {name: tensors[name] for name in names})
         write_index(folder)
 
@@ -155,19 +156,6 @@ def _randomise(parameters: Iterable[Tensor], generator: torch.Generator) -> None
                 parameter.copy_(drawn * (2 / parameter[0].numel()) ** 0.5)
             else:
                 parameter.add_(drawn, alpha=0.1)
-
-
-def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names of tensors in their order, those of a shard together."""
-    names: list[str] = []
-    held = 0
-    for name, tensor in tensors.items():
-        if names and held + tensor.nbytes > SHARD:
-            yield names
-            names, held = [], 0
-        names.append(name)
-        held += tensor.nbytes
-    yield names
 
 
 def _write_headers(path: Path, tensors: Mapping[str, Tensor]) -> None:

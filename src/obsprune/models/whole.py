@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from obsprune.errors import InputError
-from obsprune.models.checkpoint import Checkpoint
+from obsprune.models.load import open_checkpoint
 from obsprune.models.names import names_of
 
 
@@ -18,7 +18,7 @@ def write_whole(model: Any, processor: Any, directory: Path) -> None:
         if not hasattr(thing, "save_pretrained"):
             raise InputError(
                 f"the {what} is a {type(thing).__name__}; a directory, a Hugging Face id, or a transformers model with "
-                "processor=its tokenizer or image processor is expected (README: any other torch module)"
+                "processor=its tokenizer or image processor is expected (docs/retraining.md: any other torch module)"
             )
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
@@ -27,7 +27,7 @@ def write_whole(model: Any, processor: Any, directory: Path) -> None:
 @torch.no_grad()
 def fill(model: Any, directory: Path) -> None:
     """Gives a model the weights of a checkpoint of its own architecture, in place, in its own dtype."""
-    checkpoint, own = Checkpoint.open(directory), model.state_dict()
+    checkpoint, own = open_checkpoint(directory), model.state_dict()
     for part in names_of(model, checkpoint.headers).parts:
         for name, tensor in part.join(checkpoint.read(part.keys)).items():
             if name in own:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 from collections.abc import Mapping
@@ -17,14 +18,20 @@ from obsprune import __version__
 from obsprune.engine.rundir import REPORT, RunDir
 from obsprune.errors import InputError
 from obsprune.evaluate.paired import beside, paired
-from obsprune.models.caution import read_json
+from obsprune.models.caution import is_dir, read_json
 from obsprune.models.checkpoint import write_text
-from obsprune.models.load import Model
+from obsprune.models.load import DEMO, Model
+from obsprune.models.origin import licence, origin
+from obsprune.report.card import write_card
 
 SCHEMA = 1
 GOOD_FOR = (
     "Plain dense safetensors with exact zeros: for compression on disk, sparse fine-tuning and research. "
     "It is not smaller in memory and not faster in ordinary inference servers."
+)
+PACKED_GOOD_FOR = (
+    "Packed safetensors: for transformers after `import obsprune`, and for everything else once `obsprune unpack` has "
+    "made plain ones of them. Smaller on disk only: not in memory, and not faster in ordinary inference servers."
 )
 Report = dict[str, Any]
 
@@ -51,7 +58,7 @@ def build_report(
     """Everything a reader of the result may ask, as plain values."""
     matrices = _matrices(run, model)
     return {
-        **_about(run, recipe, model, execution.command),
+        **about(run, recipe, model, execution.command),
         "data": data,
         "sparsity": _reached(matrices, recipe["sparsity"], recipe["pattern"]),
         "allocation": _allocation(run),
@@ -63,7 +70,8 @@ def build_report(
         "skipped": model.skipped,
         "warnings": [*notices, *_rescues(matrices, recipe)],
         "seconds": {"total": execution.seconds, **_seconds(run)},
-        **_environment(execution.memory),
+        **environment(execution.memory),
+        **_packed(run),
     }
 
 
@@ -80,7 +88,7 @@ def build_training_report(
     damaged = list(dict.fromkeys(name for step in steps for name in step["damaged"]))
     left_out = [f"{len(damaged):,} images cannot be read and were not trained on: {', '.join(damaged)}"]
     return {
-        **_about(run, recipe, model, execution.command),
+        **about(run, recipe, model, execution.command),
         "data": data,
         "sparsity": _reached(matrices, recipe["sparsity"], "unstructured"),
         "training": {"optimizer": "Adam", "weights": "float32", **recipe["training"], **_trained(model)},
@@ -94,12 +102,14 @@ def build_training_report(
             "steps": float(sum(step["seconds"] for step in steps)),
             "evaluation": float(sum(e["seconds"] for e in run.events if e["kind"] == "score")),
         },
-        **_environment(execution.memory),
+        **environment(execution.memory),
     }
 
 
-def _about(run: RunDir, recipe: Report, model: Model, command: str) -> Report:
+def about(run: RunDir, recipe: Report, model: Model, command: str) -> Report:
     """Which run of which model."""
+    local = Path(recipe["model"]["name"]).expanduser()
+    source = local if is_dir(local) and str(local) != DEMO else model.directory
     return {
         "schema": SCHEMA,
         "output": str(run.path),
@@ -107,6 +117,8 @@ def _about(run: RunDir, recipe: Report, model: Model, command: str) -> Report:
         "recipe": recipe,
         "model": {
             "source": recipe["model"]["name"],
+            "base": origin(source),
+            "licence": licence(source, model.config),
             "type": model.config.model_type,
             "kind": model.kind.name,
             "parameters": sum(torch.Size(h.shape).numel() for h in model.checkpoint.headers.values()),
@@ -116,7 +128,7 @@ def _about(run: RunDir, recipe: Report, model: Model, command: str) -> Report:
     }
 
 
-def _environment(memory: Mapping[str, int]) -> Report:
+def environment(memory: Mapping[str, int]) -> Report:
     return {
         "memory": dict(memory),
         "peak_memory_bytes": peak_memory(),
@@ -211,15 +223,26 @@ def _spent_on_trials(run: RunDir) -> float:
 
 
 def _rounds(run: RunDir, data: Report) -> list[Report]:
-    """One entry a round: held-out divergence and perplexity, step, rate, share of the mask that moved, seconds."""
-    rounds = [
-        {key: value for key, value in event.items() if key not in ("kind", "matrices")}
+    """One entry a round: held-out divergence (None for an infinite one, which is no number in JSON) and perplexity,
+    step, rate, share of the mask that moved, seconds.
+    """
+    rounds: list[Report] = [
+        {key: None if value == math.inf else value for key, value in event.items() if key not in ("kind", "matrices")}
         for event in run.events
         if event["kind"] == "round"
     ]
     best = max((entry["round"] for entry in rounds if entry["kept"]), default=None)
     fresh = data.get("rounds", {}).get("fresh", [])
     return [entry | {"best": entry["round"] == best, "fresh": fresh[entry["round"] - 1]} for entry in rounds]
+
+
+def _packed(run: RunDir) -> Report:
+    """What a packed result says otherwise: how many bytes its weights have, and what they are good for."""
+    event = run.recorded("packed")
+    if event is None:
+        return {}
+    sizes = {key: event[key] for key in ("dense_bytes", "packed_bytes", "share", "seconds")}
+    return {"packed": sizes, "good_for": PACKED_GOOD_FOR}
 
 
 def _rescues(matrices: list[Report], recipe: Report) -> list[str]:
@@ -240,8 +263,9 @@ def peak_memory() -> dict[str, int]:
 
 
 def write_report(run: RunDir, report: Report) -> None:
-    """Writes report.json into the run's directory."""
+    """Writes report.json, and the card that is made of it, into the run's directory."""
     write_text(run.path / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_card(run.path, report)
 
 
 def read_report(directory: Path) -> Report:

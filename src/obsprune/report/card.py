@@ -1,0 +1,268 @@
+"""The model card of a result, README.md: what its report says, for whoever finds it on the hub.
+
+Nothing in it depends on time or place, so a run that was continued writes the same card. What comes from a model, a
+data set or a command line is escaped: it is text, never markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from obsprune.errors import printable
+from obsprune.models.checkpoint import write_text
+from obsprune.models.origin import CARD
+from obsprune.report.pathless import pathless, pathless_command
+
+Report = Mapping[str, Any]
+MARKUP = re.compile(r"[\\`*_\[\]<>|~&$@]|^[-+#=]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+"""What Markdown, HTML or a table would take for its own; bare addresses would become links."""
+LONGEST = 300
+"""Characters of a name or note."""
+HERE = "."
+"""As which a card names a result that nobody has given a name."""
+PATTERNS = {
+    "unstructured": "unstructured: zeros wherever they cost least",
+    "row": "as many zeros in each row",
+}
+"""What a pattern means that is not n:m."""
+WHO = ("dense", "pruned", "tuned")
+"""Whose scores a report may have."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a kind of model is called on the hub, and the classes that load it."""
+
+    task: str
+    model: str
+    processor: str
+
+
+KINDS = {
+    "causal language model": Shown("text-generation", "AutoModelForCausalLM", "AutoTokenizer"),
+    "vision-language model": Shown("image-text-to-text", "AutoModelForImageTextToText", "AutoProcessor"),
+    "image classifier": Shown("image-classification", "AutoModelForImageClassification", "AutoImageProcessor"),
+}
+"""By the name in models/kinds.py."""
+
+
+def write_card(directory: Path, report: Report) -> None:
+    """Writes the card of a result into its directory. Raises OutputError."""
+    write_text(directory / CARD, make_card(report))
+
+
+def make_card(report: Report, name: str = HERE, packed: bool | None = None) -> str:
+    """The text of a card. name: under which the model is loaded; packed: whether its weights are; where nobody says,
+    they may be some day, and the card tells how to load them then.
+    """
+    packed = True if packed is None and "packed" in report else packed
+    parts = [_head(report), _facts(report), _scores(report), _made(report), _load(report, name, packed), _uses(packed),
+             _licence(report), _notes(report)]  # fmt: skip
+    body = "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines)
+    return f"---\n{front_matter(report).to_yaml()}\n---\n\n{body}\n"
+
+
+def front_matter(report: Report) -> ModelCardData:
+    """What the hub reads: tags, the dense model where it is there, its licence where it says one."""
+    base, shown = report["model"].get("base"), KINDS.get(report["model"]["kind"])
+    terms: dict[str, Any] = {key: printable(told) for key, told in report["model"].get("licence", {}).items()}
+    return ModelCardData(
+        base_model=base["id"] if base else None,
+        library_name="transformers",
+        pipeline_tag=shown.task if shown else None,
+        tags=["obsprune", "pruned", "sparse", printable(method(report))],
+        **terms,
+    )
+
+
+def is_own(text: str, report: Report) -> bool:
+    """Whether a card is as obsprune wrote it, so that a better one may take its place."""
+    return text == make_card(report)
+
+
+def method(report: Report) -> str:
+    """One word for what was done: the solver, or the criterion of train-prune."""
+    recipe = report["recipe"]
+    return next(name(recipe[part]) for part, (name, _) in WAYS.items() if part in recipe)
+
+
+def title(report: Report) -> str:
+    """The model and its sparsity, as plain text: Llama-2-7b-hf, 50 % sparse (2:4)."""
+    sparsity = report["sparsity"]
+    pattern = f" ({sparsity['pattern']})" if ":" in sparsity["pattern"] else ""
+    return f"{_source(report).rpartition('/')[2]}, {100 * sparsity['reached']:.4g} % sparse{pattern}"
+
+
+def _source(report: Report) -> str:
+    base = report["model"].get("base")
+    return base["id"] if base else pathless(report["model"]["source"])
+
+
+def md(value: Any) -> str:
+    """Any text as text of Markdown, on one line and without a place on this machine."""
+    text = pathless(printable(str(value)))
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+    return MARKUP.sub(lambda found: f"\\{found[0]}", text)
+
+
+def _fenced(language: str, lines: Iterable[str]) -> list[str]:
+    """A block of code. Only a line of backticks alone would end it, and words of a command are quoted."""
+    return [f"```{language}", *lines, "```"]
+
+
+def _table(head: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _head(report: Report) -> Iterator[str]:
+    base, sparsity = report["model"].get("base"), report["sparsity"]
+    source = f"[{md(base['id'])}](https://huggingface.co/{base['id']})" if base else md(_source(report))
+    at = f" (revision {base['revision'][:12]})" if base else ""
+    yield f"# {md(title(report))}"
+    yield ""
+    yield (
+        f"The {md(report['model']['kind'])} {source}{at} with exact zeros in place of {sparsity['zeros']:,} of "
+        f"{sparsity['weights']:,} weights, pruned by obsprune {md(report['versions']['obsprune'])}."
+    )
+
+
+def _facts(report: Report) -> list[str]:
+    sparsity, matrices = report["sparsity"], report["matrices"]
+    dense = Counter(report["skipped"].values())
+    rows = [
+        ("sparsity", f"{sparsity['reached']:.4f} of {len(matrices)} matrices; {sparsity['asked']:.4f} asked"),
+        ("pattern", md(_pattern(sparsity["pattern"]))),
+        *(row for part, (_, rows) in WAYS.items() if part in report["recipe"] for row in rows(report)),
+        ("left dense", "; ".join(f"{md(why)}: {count}" for why, count in dense.items()) or "nothing"),
+        ("calibration", _calibration(report["data"])),
+        ("versions", ", ".join(f"{md(name)} {md(one)}" for name, one in report["versions"].items())),
+    ]
+    return _table(["", ""], rows)
+
+
+def _pattern(name: str) -> str:
+    kept, _, every = name.partition(":")
+    return f"{name}: {kept} kept of every {every} inputs" if every else PATTERNS.get(name, name)
+
+
+def _solving(report: Report) -> Iterator[tuple[str, str]]:
+    recipe = report["recipe"]
+    options = ", ".join(f"{md(key)} {md(value)}" for key, value in recipe["solver"].items() if key != "name")
+    yield "solver", f"{md(method(report))} ({options})"
+    yield "target of a layer", md(recipe["target"])
+    if report["matching"]:
+        yield "block matching", f"{recipe['matching']['passes']} passes at most"
+    if report["rounds"]:
+        yield "rounds", f"{len(report['rounds'])}, of which the best one was kept"
+    if report["allocation"]["tried"]:
+        yield "zeros shared out by", md(report["allocation"]["rule"])
+
+
+def _training(report: Report) -> Iterator[tuple[str, str]]:
+    part = report["recipe"]["training"]
+    yield "criterion", f"{md(part['method'])} (curvature {md(part['curvature'])})"
+    yield "steps", f"{part['steps']}, each with {part['epochs']} epochs of retraining after it"
+
+
+def _tuning(report: Report) -> Iterator[tuple[str, str]]:
+    part = report["recipe"]["tuning"]
+    teacher = f"toward {md(part['teacher'])}" if part["teacher"] else "on the next token alone"
+    yield "fine-tuning", f"{part['steps']} steps {teacher}; every zero stayed"
+
+
+WAYS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Report], Iterator[tuple[str, str]]]]] = {
+    "solver": (lambda part: str(part["name"]), _solving),
+    "training": (lambda part: str(part["method"]), _training),
+    "tuning": (lambda part: "distilled" if part["teacher"] else "finetuned", _tuning),
+}
+"""By the part that a command alone has in its recipe: how that is called in a word, and its rows of the table."""
+
+
+def _calibration(data: Mapping[str, Any]) -> str:
+    unit = str(data["unit"])
+    length = f" of {data['seqlen']} tokens" if "seqlen" in data else ""
+    sums = f"sha256 {data['sha256'][:12]}" if data.get("sha256") else ""
+    trained = f", {data['trained']:,} to train on" if "trained" in data else ""
+    return (
+        f"{md(data['dataset'])}: {data.get(unit, 0):,} {md(unit)}{length}{trained}; {data['heldout']} held out; {sums}"
+    )
+
+
+def _scores(report: Report) -> list[str]:
+    if not report["evaluation"]:
+        return ["## Scores", "", "The result was not evaluated."]
+    scores = report["evaluation"]
+    who = [one for one in WHO if all(one in scores[task] for task in scores)]
+    rows = [_row(task, [scores[task][one] for one in who]) for task in scores]
+    protocols = [f"- {md(task)}: {_protocol(scores[task][who[0]])}" for task in scores]
+    return ["## Scores", "", *_table(["task", "metric", *who], rows), "", "Measured alike on all:", "", *protocols]
+
+
+def _row(task: str, scores: list[Mapping[str, Any]]) -> list[str]:
+    metric = scores[0]["metric"]
+    return [md(task), md(metric), *(f"{score[metric]:.4f}" for score in scores)]
+
+
+def _protocol(score: Mapping[str, Any]) -> str:
+    """What a score was measured on, and how: all of it that is a short plain value."""
+    told = {key: value for key, value in score.items() if key not in ("metric", "seconds", "sha256")}
+    facts = [f"{md(key)} {md(value)}" for key, value in told.items() if isinstance(value, str | int) and value != ""]
+    return ", ".join([*facts, f"sha256 {md(score['sha256'][:12])}"])
+
+
+def _made(report: Report) -> Iterator[str]:
+    yield "## How it was made"
+    yield ""
+    if report["command"]:
+        yield from _fenced("text", [printable(pathless_command(report["command"]))])
+        yield ""
+    yield "recipe.yaml has every setting, report.json what became of each matrix. Of local paths only the end is shown."
+
+
+def _load(report: Report, name: str, packed: bool | None) -> list[str]:
+    shown = KINDS.get(report["model"]["kind"])
+    if shown is None:
+        return []
+    trusting = ", trust_remote_code=True" if report["recipe"]["model"]["trust_remote_code"] else ""
+    lines = [
+        *(["import obsprune  # pip install obsprune: it reads the packed weights"] if packed else []),
+        f"from transformers import {shown.model}, {shown.processor}",
+        f'model = {shown.model}.from_pretrained("{name}"{trusting})',
+        f'processor = {shown.processor}.from_pretrained("{name}"{trusting})',
+    ]
+    later = (
+        "If the weights are packed (obsprune pack; their files are called obsprune…), `import obsprune` comes first."
+    )
+    return ["## Load it", "", *_fenced("python", lines), *(["", later] if packed is None else [])]
+
+
+def _uses(packed: bool | None) -> list[str]:
+    stored = "the files are packed, smaller on disk alone." if packed else "zeros are stored as other numbers are."
+    return [
+        "## What it is good for, and what not",
+        "",
+        "- Good for research, for sparse fine-tuning, and for files that compress well.",
+        f"- Not faster by itself: {stored} In memory the model is as large as the dense one, and ordinary inference "
+        "servers run it at the same speed.",
+        "- Pruning hurts: compare the scores. Whatever the dense model should not be used for, this one should not "
+        "either; what it lost beside the scores above was not measured.",
+    ]
+
+
+def _licence(report: Report) -> list[str]:
+    told = report["model"].get("licence", {})
+    said = f"{md(told.get('license_name', told['license']))}, as the dense model says" if told else None
+    unsaid = "The dense model's files name none; its terms decide whether and how this copy may be shared."
+    return ["## Licence", "", f"{said}." if said else unsaid]
+
+
+def _notes(report: Report) -> list[str]:
+    notes = [f"- {md(warning)}" for warning in report["warnings"]]
+    return ["## Notes of the run", "", *notes] if notes else []
