@@ -9,6 +9,7 @@ import ast
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ ROOMS = [
     "recipe_parts",
     "recipe",
     "training_recipe",
+    "finetune_recipe",
     "presets",
     "plan",
     "resources",
@@ -39,6 +41,7 @@ ROOMS = [
     "pipeline",
     "eval_pipeline",
     "train_pipeline",
+    "finetune_pipeline",
     "api",
     "studies",
     "cli",
@@ -81,8 +84,9 @@ class Module:
     def room(self) -> str:
         return self.path.partition("/")[0].removesuffix(".py")
 
-    def nodes(self) -> Iterator[ast.AST]:
-        return ast.walk(self.tree)
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree))
 
     def package(self, level: int) -> str:
         """The package that `level` leading dots mean here."""
@@ -91,7 +95,7 @@ class Module:
 
     def imports(self) -> Iterator[str]:
         """Full dotted names, those inside functions and under TYPE_CHECKING too."""
-        for node in self.nodes():
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -102,6 +106,12 @@ class Module:
 
 def parse(path: str, text: str) -> Module:
     return Module(path, ast.parse(text, filename=path))
+
+
+@cache
+def house() -> list[Module]:
+    """All files, parsed once for all rules."""
+    return [parse(file.relative_to(SOURCE).as_posix(), file.read_text()) for file in sorted(SOURCE.rglob("*.py"))]
 
 
 def rooms_imported(module: Module) -> set[str]:
@@ -147,7 +157,7 @@ def mathematics_is_plain(module: Module) -> list[str]:
 
 
 def libraries_have_one_owner(module: Module) -> list[str]:
-    used = [*module.imports(), *(ast.unparse(node) for node in module.nodes() if isinstance(node, ast.Attribute))]
+    used = [*module.imports(), *(ast.unparse(node) for node in module.nodes if isinstance(node, ast.Attribute))]
     return [
         f"{module.path} uses {library}"
         for library, owner in OWNED.items()
@@ -158,7 +168,7 @@ def libraries_have_one_owner(module: Module) -> list[str]:
 def types_asked_for(module: Module) -> set[str]:
     """Last names of the types in isinstance, issubclass, `case Kind():` and `type(x) is Kind`."""
     asked: list[ast.AST] = []
-    for node in module.nodes():
+    for node in module.nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             asked += node.args[1:] if node.func.id in ("isinstance", "issubclass") else []
         elif isinstance(node, ast.MatchClass):
@@ -168,7 +178,7 @@ def types_asked_for(module: Module) -> set[str]:
     # KINDS = (Linear, Conv2d) somewhere, isinstance(x, KINDS) elsewhere: look one name deep.
     named = {
         target.id: node.value
-        for node in module.nodes()
+        for node in module.nodes
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
@@ -193,8 +203,8 @@ def layer_kinds_are_asked_in_one_file(module: Module) -> list[str]:
 
 
 def patterns() -> set[str]:
-    tree = ast.parse((SOURCE / "core" / "patterns.py").read_text())
-    return {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    file = next(module for module in house() if module.path == "core/patterns.py")
+    return {node.name for node in file.tree.body if isinstance(node, ast.ClassDef)}
 
 
 def nobody_asks_which_pattern(module: Module) -> list[str]:
@@ -204,7 +214,7 @@ def nobody_asks_which_pattern(module: Module) -> list[str]:
 def only_the_cli_prints(module: Module) -> list[str]:
     if module.room == "cli":
         return []
-    calls = [node for node in module.nodes() if isinstance(node, ast.Call)]
+    calls = [node for node in module.nodes if isinstance(node, ast.Call)]
     return [f"{module.path}:{call.lineno} prints" for call in calls if last_name(call.func) == "print"]
 
 
@@ -223,9 +233,8 @@ RULES: list[Rule] = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_house_keeps_its_rules(rule: Rule) -> None:
-    modules = [parse(file.relative_to(SOURCE).as_posix(), file.read_text()) for file in sorted(SOURCE.rglob("*.py"))]
-    assert {"errors.py", "core/linalg.py", "solvers/base.py"} <= {module.path for module in modules}
-    assert [violation for module in modules for violation in rule(module)] == []
+    assert {"errors.py", "core/linalg.py", "solvers/base.py"} <= {module.path for module in house()}
+    assert [violation for module in house() for violation in rule(module)] == []
 
 
 # ------------------------------------------------------------------------- the rules can fail, and can be kept
