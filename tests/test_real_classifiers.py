@@ -59,7 +59,7 @@ def test_deit_tiny_at_half(assets: Path, sample: tuple[str, str], tmp_path: Path
 
 
 def test_rounds_bring_deit_tiny_closer(assets: Path, sample: tuple[str, str], tmp_path: Path) -> None:
-    """One round on 128 images takes 16 % away; two on 336 images 40 % (README)."""
+    """One round on 128 images takes 16 % away; two on 336 images 40 % (docs/classifiers.md)."""
     data = {"dataset": sample[0], "nsamples": 128, "heldout": 64}
     settings = {"solver": {"name": "sparsegpt"}, "sparsity": 0.7, "iters": 2, "data": data, "evaluation": ["none"]}
     first, second = pruned(assets / "deit-tiny", sample, tmp_path / "out", **settings)["rounds"]

@@ -19,7 +19,7 @@ from obsprune.errors import NotPositiveDefinite
 
 MOST = 0.75
 """How far from W to W̃ at most. All the way (1) looks best to a single layer, on held-out tokens too, and is worse for
-the model: README, "Corrected targets"."""
+the model: docs/methods.md, "Corrected targets"."""
 
 
 def correction(D_RC: Tensor, H_CC: Tensor, damping: float) -> Tensor:
