@@ -30,6 +30,7 @@ PUBLIC = {
     "SparsityCallback": "obsprune.models.trainer",
     "keep_sparse": "obsprune.models.sparse_training",
     "merge_lora": "obsprune.core.lora",
+    "to_semi_structured": "obsprune.models.semi_structured",
 }
 """What `obsprune.NAME` is, and the module it is imported from when somebody asks for it."""
 
