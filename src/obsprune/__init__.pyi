@@ -10,6 +10,7 @@ from obsprune.core.patterns import PerRow as PerRow
 from obsprune.core.patterns import Unstructured as Unstructured
 from obsprune.core.statistics import Gram as Gram
 from obsprune.errors import InputError as InputError
+from obsprune.models.semi_structured import to_semi_structured as to_semi_structured
 from obsprune.models.sparse_training import keep_sparse as keep_sparse
 from obsprune.models.trainer import SparsityCallback as SparsityCallback
 from obsprune.recipe import Recipe as Recipe
