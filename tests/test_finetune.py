@@ -365,7 +365,7 @@ def test_the_command(
     dry = command(*words, "--dry-run")
     assert dry.exit_code == 0 and not list(tmp_path.iterdir()), dry.stderr
     for phrase in ("zeros kept", f"divergence from {zoo('llama')}", "1 times over", "judged every 1 steps by 8"):
-        assert phrase in dry.stderr.replace("\n", " ")
+        assert phrase.replace(" ", "") in "".join(dry.stderr.split())  # a long path is broken into lines
     result = command(*words)
     assert result.exit_code == 0, result.stderr
     output = f"obsprune-out/{pruned('llama').name}-distilled-2"
