@@ -21,6 +21,13 @@ FEW = {"data": {"nsamples": 4, "heldout": 2, "seqlen": 64}, "evaluation": ["none
 TEXT = {"data": {"dataset": str(locate(DEMO) / "calibration.txt")}}
 
 
+TOKENIZER = AutoTokenizer.from_pretrained(locate(DEMO))
+
+
+def whole() -> Any:
+    return AutoModelForCausalLM.from_pretrained(locate(DEMO))
+
+
 @dataclass(frozen=True)
 class Largest(obsprune.Solver[obsprune.State]):
     """Keeps what is largest after a power, as somebody outside the package would write it."""
@@ -73,10 +80,10 @@ def test_a_checkpoint_becomes_what_the_command_line_makes_of_it(tmp_path: Path) 
 
 def test_a_model_in_memory_is_pruned_in_place_to_what_its_directory_becomes(tmp_path: Path) -> None:
     demo = locate(DEMO)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(demo), AutoTokenizer.from_pretrained(demo)
+    model = whole()
     before = [parameter.data_ptr() for parameter in model.parameters()]
     recipe = [{"solver": {"name": "sparsegpt"}}, FEW, TEXT, {"pattern": "2:4", "evaluation": ["heldout"]}]
-    result = obsprune.prune(model, recipe, processor=tokenizer)
+    result = obsprune.prune(model, recipe, processor=TOKENIZER)
     obsprune.prune(str(demo), recipe, output=tmp_path / "same")
     assert result.model is model
     assert result.path is None
@@ -139,7 +146,10 @@ def test_recipes_are_made_of_layers(tmp_path: Path) -> None:
         (lambda out: obsprune.prune("demo", {"sparsty": 0.5}, output=out), "no key 'sparsty'; did you mean sparsity"),
         (lambda out: obsprune.prune("demo", [7], output=out), "7 is no recipe"),
         (lambda out: obsprune.prune(torch.nn.Linear(2, 2), output=out), "the model is a Linear"),
-        (lambda _: obsprune.prune(AutoModelForCausalLM.from_pretrained(locate(DEMO))), "the processor is a NoneType"),
+        (lambda _: obsprune.prune(whole()), "the processor is a NoneType"),
+        (lambda out: obsprune.prune("demo", output=out, solver=Largest), "is no solver; an object"),
+        (lambda _: obsprune.prune(torch.compile(whole()), processor=TOKENIZER), "_orig_mod|is saved and is no weight"),
+        (lambda _: obsprune.prune(whole().to("meta"), processor=TOKENIZER), "others of the model are not in memory"),
         (lambda out: obsprune.prune("demo", output=out, solver=Largest(torch.ones(1))), r"power of solver .*Largest"),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, final
 
 from obsprune import pipeline
+from obsprune.engine.distributed import alone, processes
 from obsprune.errors import InputError
 from obsprune.models.whole import fill, write_whole
 from obsprune.presets import layered, path_of
@@ -75,23 +76,27 @@ def prune(
     without; processor: tokenizer or image processor of a model in memory; solver:
     one of your own, instead of the recipe's; force: a former result in `output` is deleted; token: of the hub.
 
-    An unfinished run of the same recipe in `output` is continued, but for models in memory. Raises InputError before
-    anything is written; then the model is as it was.
+    A model in memory is first written to a temporary directory, and so, without `output`, is its result. An unfinished
+    run of the same recipe in `output` is continued, but not of a model in memory. Several processes (torchrun) share
+    the work on a checkpoint. Raises InputError before anything is written; then the model is as it was.
     """
     layers = [recipe] if isinstance(recipe, Recipe | Mapping | Path | str) else recipe
     asked = make_recipe(*layers) if solver is None else _with(solver, layers)
     watch = progress or Silent()
+    path = Path(output).expanduser() if output else None
     if isinstance(model, str | Path):
-        if output is None:
+        if path is None:
             raise InputError(f"nobody said where the sparse {model} goes: prune(..., output=DIRECTORY)")
-        report = pipeline.prune(_of(str(model), asked), Path(output), watch, force, token, solver=solver)
-        return Result(report, Path(output))
+        with processes() as ranks:
+            report = pipeline.prune(_of(str(model), asked), path, watch, force, token, ranks=ranks, solver=solver)
+        return Result(report, path)
+    alone("pruning a model in memory")
     with TemporaryDirectory() as scratch:
-        dense, sparse = Path(scratch) / type(model).__name__, Path(output or Path(scratch) / "sparse")
+        dense, sparse = Path(scratch) / type(model).__name__, path or Path(scratch) / "sparse"
         write_whole(model, processor, dense)
         report = pipeline.prune(_of(str(dense), asked), sparse, watch, force, token, solver=solver)
         fill(model, sparse)
-    return Result(report, Path(output) if output else None, model)
+    return Result(report, path, model)
 
 
 def _with(solver: AnySolver, layers: Sequence[Layer]) -> Recipe:

@@ -54,12 +54,14 @@ def test_sparsegpt_is_naive_obs(shape: tuple[int, int], label: str) -> None:
     assert answer.loss == pytest.approx(reference.direct_loss(W_RC, Z_RC, x_TC), rel=1e-8)
 
 
+@pytest.mark.parametrize("blocksize", [1, 12, 16, 20, 32, 40])
 @pytest.mark.parametrize("label", RULES)
-def test_sparsegpt_is_naive_obs_with_dead_columns_other_tiles_and_damping(label: str) -> None:
-    W_RC, x_TC = problem(6, 44, dead=(0, 9, 17, 18, 19, 20, 43))
+def test_sparsegpt_is_naive_obs_with_dead_columns_other_tiles_and_damping(label: str, blocksize: int) -> None:
+    W_RC, x_TC = problem(6, 84, dead=(0, 9, 17, 18, 19, 20, 43))
     pattern, rule = RULES[label]
-    rule = reference.Rule(min(rule.width, 16), rule.choose)
-    solver = build("sparsegpt", {"blocksize": 16, "damping": 0.1})
+    tile = max(blocksize // (pattern.group or 1), 1) * (pattern.group or 1)
+    rule = reference.Rule(min(rule.width, tile), rule.choose)
+    solver = build("sparsegpt", {"blocksize": blocksize, "damping": 0.1})
     answer = solver.solve(W_RC, solver.prepare(exact_gram(x_TC)), pattern)
     Z_RC, keep_RC = reference.sparsegpt(W_RC, x_TC.T @ x_TC, rule, damping=0.1)
     assert torch.equal(answer.keep, keep_RC)

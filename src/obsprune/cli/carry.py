@@ -101,7 +101,7 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def layers(config: Path | None, flags: dict[str, Any], settings: list[str] | None) -> list[dict[str, Any]]:
-    """What a recipe is made of, the later before the earlier: a file's, the flags', and each `--set`'s tree. Raises
+    """What a recipe is made of, later ones override earlier ones: a file's, the flags', and each `--set`'s tree. Raises
     InputError.
     """
     from obsprune.trees import parse_setting, read_recipe

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from obsprune.errors import InputError
 
+FEW = 16
+"""Scores of which it takes less time to compare each with each than to select."""
+
 
 class Pattern(ABC):
     """A rule that a keep mask obeys."""
@@ -179,6 +182,8 @@ class NofM(Pattern):
         return self.m
 
     def keep(self, scores_RC: Tensor) -> Tensor:
+        if self.m > FEW:
+            return prune_lowest(scores_RC.reshape(-1, self.m), self.m - self.n).view_as(scores_RC)
         groups = scores_RC.reshape(-1, self.m).unbind(1)
         rank = [torch.zeros_like(scores, dtype=torch.int16) for scores in groups]  # how many of its group are lower
         for i, j in combinations(range(self.m), 2):

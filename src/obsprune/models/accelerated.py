@@ -15,10 +15,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers.utils import logging
 
 from obsprune.errors import InputError, first_line
 from obsprune.models.load import Model
+from obsprune.models.ready import without_bars
 
 WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """Ways to share work in which each process holds the whole network."""
@@ -30,7 +30,7 @@ def trainable(model: Model, checkpointing: bool) -> Any:
     checkpointing: activations are computed twice instead of kept. Raises InputError where a network cannot do that.
     """
     auto, remote = model.kind.auto, model.trust_remote_code
-    with _quiet():
+    with without_bars():
         network = auto.from_pretrained(model.directory, dtype=torch.float32, trust_remote_code=remote)
     network.config.use_cache = network.config.get_text_config().use_cache = False
     if checkpointing:
@@ -39,18 +39,6 @@ def trainable(model: Model, checkpointing: bool) -> Any:
         except ValueError as error:
             raise InputError(f"no gradient checkpointing here: {first_line(error)}; drop the flag") from error
     return network.to(model.device).train()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """While open, transformers shows no bars of its own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @final

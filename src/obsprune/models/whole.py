@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from obsprune.errors import InputError
+from obsprune.errors import InputError, first_line
 from obsprune.models.load import open_checkpoint
 from obsprune.models.names import names_of
 
@@ -20,8 +20,28 @@ def write_whole(model: Any, processor: Any, directory: Path) -> None:
                 f"the {what} is a {type(thing).__name__}; a directory, a Hugging Face id, or a transformers model with "
                 "processor=its tokenizer or image processor is expected (docs/retraining.md: any other torch module)"
             )
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
+    _require_writable(model)
+    try:
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)
+    except Exception as error:  # transformers refuses in many ways what it cannot save
+        raise InputError(f"the model cannot be saved, and so not be pruned in memory: {first_line(error)}") from error
+    own = model.state_dict()
+    for name in names_of(model, open_checkpoint(directory).headers).sources:
+        if name not in own:
+            raise InputError(
+                f"{name} is saved and is no weight of this {type(model).__name__}; give the model inside it"
+            )
+
+
+def _require_writable(model: Any) -> None:
+    """Raises InputError where a weight's place in memory does not hold its number."""
+    elsewhere = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if elsewhere:
+        raise InputError(
+            f"{elsewhere[0]} and {len(elsewhere) - 1} others of the model are not in memory; load it without "
+            "device_map and offloading, or give its directory"
+        )
 
 
 @torch.no_grad()
@@ -30,5 +50,4 @@ def fill(model: Any, directory: Path) -> None:
     checkpoint, own = open_checkpoint(directory), model.state_dict()
     for part in names_of(model, checkpoint.headers).parts:
         for name, tensor in part.join(checkpoint.read(part.keys)).items():
-            if name in own:
-                own[name].copy_(tensor)
+            own[name].copy_(tensor)

@@ -55,6 +55,8 @@ def described(solver: AnySolver) -> dict[str, Any]:
 
     Raises InputError when it is no dataclass, or a field is neither a plain value nor a solver.
     """
+    if not isinstance(solver, Solver):
+        raise InputError(f"{solver!r} is no solver; an object of a class made of obsprune.Solver is expected")
     kind = type(solver)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if not is_dataclass(solver):

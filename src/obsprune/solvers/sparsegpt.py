@@ -49,7 +49,7 @@ class SparseGPT(Solver[Factored]):
 
     def search(self, W_RC: Tensor, state: Factored, pattern: Pattern) -> tuple[Tensor, Tensor]:
         W_CR = W_RC.T.contiguous()
-        tile, part = (self._width(most, pattern) for most in (self.blocksize, PART))
+        tile, part = (self._width(most, pattern) for most in (self.blocksize, min(PART, self.blocksize)))
         sweep = _Sweep.of(W_CR, state, pattern, pattern.group or tile)
         sweep(0, len(W_CR), sorted({tile, part, 1}, reverse=True))
         return (W_CR - sweep.D_CR).T.contiguous(), sweep.keep_CR.T.contiguous()
