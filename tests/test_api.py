@@ -72,6 +72,7 @@ def test_a_checkpoint_becomes_what_the_command_line_makes_of_it(tmp_path: Path) 
     subprocess.run([sys.executable, *words], check=True, capture_output=True)
     assert result.path == tmp_path / "api"
     assert result.model is None
+    assert repr(result) == f"Result(path={result.path!r})"
     assert result.sparsity == pytest.approx(0.6, abs=1e-3)
     assert result.report == json.loads((tmp_path / "api" / "report.json").read_text())
     assert result.report["recipe"] == json.loads((tmp_path / "cli" / "report.json").read_text())["recipe"]
@@ -145,8 +146,10 @@ def test_recipes_are_made_of_layers(tmp_path: Path) -> None:
         (lambda out: obsprune.prune("demo", "fst", output=out), "unknown preset 'fst'; did you mean fast"),
         (lambda out: obsprune.prune("demo", {"sparsty": 0.5}, output=out), "no key 'sparsty'; did you mean sparsity"),
         (lambda out: obsprune.prune("demo", [7], output=out), "7 is no recipe"),
+        (lambda out: obsprune.prune("demo", 0.5, output=out), r"0\.5 is no recipe"),
+        (lambda out: obsprune.prune("demo", output=out, solver="wanda"), "'wanda' is no solver"),
         (lambda out: obsprune.prune(torch.nn.Linear(2, 2), output=out), "the model is a Linear"),
-        (lambda _: obsprune.prune(whole()), "the processor is a NoneType"),
+        (lambda _: obsprune.prune(whole()), "the processor of a model in memory is None"),
         (lambda out: obsprune.prune("demo", output=out, solver=Largest), "is no solver; an object"),
         (lambda _: obsprune.prune(torch.compile(whole()), processor=TOKENIZER), "_orig_mod|is saved and is no weight"),
         (lambda _: obsprune.prune(whole().to("meta"), processor=TOKENIZER), "others of the model are not in memory"),

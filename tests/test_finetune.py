@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shutil import copyfile, copytree
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ from obsprune.models.sparse_training import Zeros
 from obsprune.pipeline import inspect_result, prune
 from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
+from obsprune.train_pipeline import train_prune
+from obsprune.training_recipe import make_training
 
 STEPS = {"steps": 6, "batch_size": 4, "lr": 3e-3, "every": 2}
 
@@ -276,6 +279,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         patch.setattr(owner, name, fragile)
         if place == "late":
             patch.setattr(distillation, "SAVE_SECONDS", 0.0)
+            patch.setattr(distillation, "SAVE_TIMES", 0)
         with pytest.raises(Killed):
             go(tmp_path / "killed")
     assert not (tmp_path / "killed/config.json").exists()
@@ -435,6 +439,47 @@ def test_too_little_memory_is_known_before(
 ) -> None:
     monkeypatch.setattr("obsprune.finetune_pipeline.free_bytes", lambda device: 10**5)
     refused(pruned("llama"), "--dataset", tokens, *FLAGS, "-o", tmp_path / "out", says=["GB are free", "keep_sparse"])
+
+
+def test_processes_on_one_machine_share_its_memory(
+    tokens: Path, tmp_path: Path, pruned: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**9))
+    refused(pruned("llama"), "--dataset", tokens, *FLAGS, "-o", tmp_path / "out", says=["0.00 GB are free"])
+
+
+def test_a_teacher_or_data_inside_the_output_are_never_deleted(
+    zoo: Zoo, tokens: Path, tmp_path: Path, pruned: Callable[..., Path]
+) -> None:
+    output = tmp_path / "out"
+    tuned(pruned("llama"), str(tokens), output, steps=1)
+    copytree(zoo("llama"), output / "dense")
+    copyfile(tokens, output / tokens.name)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    words = (pruned("llama"), *FLAGS, "-o", output, "--force", "--dataset")
+    refused(*words, tokens, "--teacher", output / "dense", says=["dense, which is read; choose another -o"])
+    refused(*words, output / tokens.name, says=[f"{tokens.name}, which is read"])
+    refused(*words, tokens, "--eval", f"text={output / tokens.name}", says=[f"{tokens.name}, which is read"])
+    with pytest.raises(InputError, match=r"dense, which is read"):
+        sparse(output / "dense", str(tokens), output)
+    with pytest.raises(InputError, match=f"{tokens.name}, which is read"):
+        sparse(zoo("llama"), str(output / tokens.name), output)
+    part = {"model": {"name": str(zoo("vit"))}, "data": {"dataset": f"imagenet={output / 'dense'}"}}
+    with pytest.raises(InputError, match=r"dense, which is read"):
+        train_prune(make_training(part), output, Silent(), force=True)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_result_pruned_again_has_no_report_of_former_weights(
+    tokens: Path, tmp_path: Path, pruned: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed once its weights are there and its own report is not."""
+    monkeypatch.setattr("obsprune.pipeline.evaluate_result", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        sparse(pruned("llama"), str(tokens), tmp_path / "out", sparsity=0.7)
+    assert (tmp_path / "out/config.json").is_file()
+    with pytest.raises(InputError, match=r"has no report\.json"):
+        inspect_result(tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------ the real model

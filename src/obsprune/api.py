@@ -7,7 +7,7 @@ result = obsprune.prune(model, "balanced", processor=tokenizer)  # a model in me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
@@ -35,9 +35,9 @@ class Result:
     object that was pruned, None where it was none.
     """
 
-    report: Mapping[str, Any]
+    report: Mapping[str, Any] = field(repr=False)
     path: Path | None
-    model: Any = None
+    model: Any = field(default=None, repr=False)
 
     @property
     def sparsity(self) -> float:
@@ -60,7 +60,7 @@ def make_recipe(*layers: Layer) -> Recipe:
 
 def prune(
     model: Any,
-    recipe: Layer | Sequence[Layer] = (),
+    recipe: Layer | Sequence[Layer] | None = None,
     *,
     output: str | Path | None = None,
     processor: Any = None,
@@ -80,7 +80,7 @@ def prune(
     run of the same recipe in `output` is continued, but not of a model in memory. Several processes (torchrun) share
     the work on a checkpoint. Raises InputError before anything is written; then the model is as it was.
     """
-    layers = [recipe] if isinstance(recipe, Recipe | Mapping | Path | str) else recipe
+    layers: Sequence[Any] = recipe if isinstance(recipe, list | tuple) else [] if recipe is None else [recipe]
     asked = make_recipe(*layers) if solver is None else _with(solver, layers)
     watch = progress or Silent()
     path = Path(output).expanduser() if output else None

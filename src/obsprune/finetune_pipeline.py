@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from obsprune.engine.distillation import Course, Distillation, best
-from obsprune.engine.rundir import REPORT, ROUNDS, RunDir
+from obsprune.engine.rundir import ROUNDS, RunDir
 from obsprune.errors import InputError
 from obsprune.evaluate.task import Task
 from obsprune.evaluate.tasks import check_name
@@ -169,7 +169,7 @@ def _require_enough(recipe: FinetuneRecipe, model: Model, teacher: Model | None)
     if size < ranks.size:
         raise InputError(f"--batch-size {size} leaves some of {ranks.size} processes without a sample")
     if teacher is None and not model.kind.positional:
-        raise InputError(f"a {model.kind.name} is tuned toward the dense model's answers: --teacher DENSE")
+        raise InputError(f"an {model.kind.name} is tuned toward the dense model's answers: --teacher DENSE")
 
 
 def _require_room(plan: FinetunePlan) -> None:
@@ -226,10 +226,9 @@ def prepare(
     before anything is written.
     """
     source = ranks.agree(lambda: locate(recipe.model.name, recipe.model.revision, token))
-    run = RunDir.open(output, source, force, ranks)
+    names = [recipe.tuning.teacher, recipe.data.dataset, *recipe.evaluation]
+    run = RunDir.open(output, source, force, ranks, names)
     plan = make_finetune_plan(recipe, token, ranks)
-    if plan.teacher and plan.teacher.directory.resolve() == output.resolve():
-        raise InputError(f"{output} is the dense checkpoint itself; choose another -o")
     for notice in plan.common.notices:
         progress.notice(notice)
     tasks, facts = plan_tasks(plan.common, progress), run_facts(plan)
@@ -265,7 +264,6 @@ def _write(model: Model, weights: Mapping[str, Tensor], run: RunDir, progress: P
     """The result, its config last: now it can be loaded."""
     rewrite(model, weights, run.path, progress)
     copy_side_files(model.checkpoint.directory, run.path)
-    (run.path / REPORT).unlink(missing_ok=True)  # the source's: about other weights than these
     rmtree(run.path / ROUNDS, ignore_errors=True)
 
 

@@ -71,7 +71,7 @@ def prepare(
     before anything is written.
     """
     source = ranks.agree(lambda: locate(recipe.model.name, recipe.model.revision, token))
-    run = RunDir.open(output, source, force, ranks)
+    run = RunDir.open(output, source, force, ranks, [recipe.data.dataset, *recipe.evaluation])
     plan = make_plan(recipe, token, ranks, solver)
     plan = replace(plan, model=plan.model.keeping(recipe.engine.activations, run.disk))
     for notice in plan.notices:

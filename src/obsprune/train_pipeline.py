@@ -123,7 +123,8 @@ def prepare(
     """The plan, what it is evaluated on, its run, begun or continued, and what a report says about the images. Raises
     InputError for all that can be known before anything is written.
     """
-    run = RunDir.open(output, locate(recipe.model.name, recipe.model.revision, token), force)
+    source = locate(recipe.model.name, recipe.model.revision, token)
+    run = RunDir.open(output, source, force, names=[recipe.data.dataset, *recipe.evaluation])
     plan = make_training_plan(recipe, token)
     for notice in plan.common.notices:
         progress.notice(notice)

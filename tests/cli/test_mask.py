@@ -117,7 +117,7 @@ def test_bad_input_is_refused_and_nothing_is_touched(cli: Cli, zoo: Zoo, tokens:
     said = refused(cli, "mask", "apply", "masks.safetensors", zoo("qwen3"), "-o", "masked")
     assert "does not fit" in said and "64 x 32 there and 32 x 32 in the masks" in said and "more" in said
     assert not Path("masked").exists()
-    assert "not empty" in refused(cli, "mask", "apply", "masks.safetensors", source, "-o", tmp_path)
+    assert "which is read" in refused(cli, "mask", "apply", "masks.safetensors", source, "-o", tmp_path)
     assert "there is no directory" in refused(cli, "mask", "apply", "masks.safetensors", "./none", "-o", "masked")
     assert "no safetensors" in refused(cli, "mask", "apply", source / "config.json", source, "-o", "masked")
     done(cli, "mask", "apply", "masks.safetensors", source, "-o", "masked")

@@ -204,6 +204,30 @@ def test_a_former_result_outlives_an_error(zoo: Zoo, tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
+def test_a_kill_before_the_former_result_is_deleted_is_no_obstacle(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, former = tmp_path / "small", tmp_path / ".small.former"
+    pack(zoo("llama"), output, Silent())
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        pack(zoo("gpt2"), output, Silent(), force=True)
+    assert former.is_dir()
+    with pytest.raises(InputError, match="former, which is read"):
+        unpack(former, output, Silent(), force=True)
+    pack(zoo("llama"), output, Silent(), force=True)
+    unpack(output, tmp_path / "again", Silent())
+    assert files(tmp_path / "again") == files(zoo("llama")) and not former.exists()
+
+
+def test_an_output_that_is_a_link_is_replaced_twice(zoo: Zoo, tmp_path: Path) -> None:
+    pack(zoo("llama"), tmp_path / "real", Silent())
+    (tmp_path / "small").symlink_to(tmp_path / "real")
+    for family in ("gpt2", "llama"):
+        pack(zoo(family), tmp_path / "small", Silent(), force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["real", "small"]
+
+
 def test_other_peoples_files_are_never_deleted(zoo: Zoo, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")

@@ -57,8 +57,27 @@ def test_what_is_not_ours_is_never_deleted(tmp_path: Path) -> None:
             started(tmp_path / "out", force)
     with pytest.raises(InputError, match="is a file"):
         started(tmp_path / "out/thesis.tex")
-    with pytest.raises(InputError, match="dense checkpoint itself"):
+    with pytest.raises(InputError, match=r"is, or holds, .*out, which is read"):
         RunDir.open(tmp_path / "out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["{}", "text={}", "imagenet={}", "{}:ids", "text={}:ids"])
+def test_what_is_read_is_never_deleted(tmp_path: Path, name: str) -> None:
+    """Neither the source nor data, that lie in the former result, or a link there that leads to them."""
+    output = with_one_block(tmp_path / "out").path
+    (output / "dense").mkdir()
+    (output / "a b.txt").touch()
+    (output / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
+    (tmp_path / "elsewhere.txt").touch()
+    before = sorted(output.iterdir())
+    with pytest.raises(InputError, match=r"out is, or holds, .*dense, which is read; choose another -o"):
+        RunDir.open(output, output / "dense", True)
+    for file in ("a b.txt", "link.txt"):
+        with pytest.raises(InputError, match=rf"{file}, which is read"):
+            RunDir.open(output, Path("source"), True, names=[None, "c4", name.format(output / file)])
+    assert sorted(output.iterdir()) == before
+    elsewhere = [name.format(path) for path in (tmp_path / "elsewhere.txt", output / "missing.txt")]
+    assert RunDir.open(output, Path("source"), True, names=elsewhere).events == []
 
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:

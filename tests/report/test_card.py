@@ -228,6 +228,37 @@ def test_paths_are_shortened(text: str, left: str) -> None:
     assert pathless_tree({text: [text, 3, None]}) == {left: [left, 3, None]}
 
 
+def test_known_paths_with_spaces_are_shortened_in_sentences() -> None:
+    tree = {
+        "model": {"source": "/home/me/Acme Corp/demo"},
+        "recipe": {"evaluation": ["text=/data/J Doe/a (1).txt"], "data": {"dataset": "~/My Data/ids.safetensors:x"}},
+        "command": "obsprune prune '/home/me/Acme Corp/demo' -o out",
+        "warnings": [
+            "S1 comes from /home/me/Acme Corp/demo: --teacher /home/me/Acme Corp/demo distils",
+            "/home/me/Acme Corp/demo/config.json and /home/me/Acme Corp/other.txt, in /home/me/Acme Corp",
+            f"text=/data/J Doe/a (1).txt; {Path.home()}/My Data/ids.safetensors; ~/My Data/ids.safetensors",
+            "/srv/joe/x: bad",
+        ],
+    }
+    found = pathless_tree(tree)
+    assert found["warnings"] == [
+        "S1 comes from demo: --teacher demo distils",
+        "config.json and other.txt, in Acme Corp",
+        "text=a (1).txt; ids.safetensors; ids.safetensors",
+        "x: bad",
+    ]
+    assert found["command"] == "obsprune prune demo -o out".replace("demo", "'demo'")
+    assert found["model"]["source"] == "demo" and found["recipe"]["evaluation"] == ["text=a (1).txt"]
+    assert found["recipe"]["data"]["dataset"] == "ids.safetensors:x"
+
+
+def test_a_card_shows_no_folder_with_a_space(report: Report) -> None:
+    report["model"] |= {"source": "/home/me/Acme Corp/demo", "base": None}
+    report["command"] = "obsprune prune '/home/me/Acme Corp/demo'"
+    text = card.make_card(report | {"warnings": ["S1 comes from /home/me/Acme Corp/demo"]})
+    assert "- S1 comes from demo\n" in text and "obsprune prune demo\n" in text and "Acme" not in text
+
+
 def test_paths_of_a_command_are_shortened() -> None:
     line = "obsprune prune '/srv/J Doe/m' -o /x/y --eval=text=/z.txt --set a=b 'not closed"
     assert pathless_command(line[:-12]) == "obsprune prune m -o y --eval=text=z.txt --set a=b"

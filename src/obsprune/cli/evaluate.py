@@ -29,11 +29,11 @@ def evaluate(
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure perplexity or accuracy, with the whole protocol in the result (without MODEL: of the newest result)."""
+    """Measure perplexity or accuracy, with its whole protocol (without MODEL: of the newest result in obsprune-out)."""
     quiet_libraries()
     if model is None:
         model = str(newest_result())
-        err.print(f"evaluating the newest result, {model}")
+        err.print(f"evaluating the newest result in {OUT}: {model}")
     from obsprune.engine.distributed import processes
     from obsprune.eval_pipeline import evaluate_checkpoint
 

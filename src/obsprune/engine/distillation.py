@@ -34,8 +34,8 @@ from obsprune.progress import Progress
 
 LOGIT_BYTES = 2**30
 """Float32 logits of one forward stay under this."""
-SAVE_SECONDS = 600.0
-"""What a run loses at most when it is killed, and one step."""
+SAVE_SECONDS, SAVE_TIMES = 30.0, 20
+"""What a run loses at most when it is killed, and one step: so long, or so many times what writing the state takes."""
 
 
 @dataclass(frozen=True)
@@ -180,15 +180,15 @@ class Distillation:
     def _train(self, trained: Accelerated) -> None:
         course, run = self.course, self.run
         done = self._begin(trained)
-        order, losses, began = course.order(len(self.samples)), list[float](), time.monotonic()
+        order, losses, began, most = course.order(len(self.samples)), list[float](), time.monotonic(), SAVE_SECONDS
         self.progress.stage("fine-tuning", course.steps - done)
         for number in range(done + 1, course.steps + 1):
             rows = order[(number - 1) * course.batch_size : number * course.batch_size]
             losses.append(self._step(trained, number, rows))
             now = time.monotonic() - began
             due = course.due(number)
-            if due or run.ranks.told(lambda now=now: now >= SAVE_SECONDS):  # type: ignore[misc]
-                self._keep(trained, number, losses, due, now)
+            if due or run.ranks.told(lambda now=now, most=most: now >= most):  # type: ignore[misc]
+                most = max(SAVE_SECONDS, SAVE_TIMES * self._keep(trained, number, losses, due, now))
                 losses, began = [], time.monotonic()
             self.progress.step(self._said(number, losses))
 
@@ -223,13 +223,15 @@ class Distillation:
         trained.update(course.rate(number), course.clip)
         return found
 
-    def _keep(self, trained: Accelerated, number: int, losses: list[float], due: bool, seconds: float) -> None:
-        """Writes the state, then the line that says so; of older ones the best remains."""
+    def _keep(self, trained: Accelerated, number: int, losses: list[float], due: bool, seconds: float) -> float:
+        """Writes the state, then the line that says so; of older ones the best remains. Returns how long that took."""
         run = self.run
         heldout = self._judge(trained) if due else None
         if heldout is not None and not math.isfinite(heldout):
             raise ObspruneError(f"the held-out loss is not finite after step {number}; lower the learning rate (--lr)")
+        start = time.monotonic()
         run.ranks.told(lambda: save(run.iterate(number), trained))
+        took = time.monotonic() - start
         mean = sum(losses) / len(losses)
         run.record("step", number=number, loss=mean, heldout=heldout, seconds=seconds)
         run.forget({number, best(run)})
@@ -237,6 +239,7 @@ class Distillation:
             self.progress.line(
                 f"step {number} of {self.course.steps}: training loss {mean:.4f}, held-out loss {heldout:.4f}"
             )
+        return took
 
     def _said(self, number: int, losses: Sequence[float]) -> str:
         return f"step {number}: loss {losses[-1]:.4f}" if losses else ""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from obsprune.engine.packing import begun, sign
-from obsprune.engine.rundir import REPORT
 from obsprune.errors import InputError, OutputError
 from obsprune.models.checkpoint import copy_side_files, write_index
 from obsprune.models.load import Model, locate, open_checkpoint
@@ -61,6 +60,5 @@ def apply_masks(
         removed = write_masked(checkpoint, masks, output, progress)
         write_index(output)
         copy_side_files(checkpoint.directory, output)
-        (output / REPORT).unlink(missing_ok=True)  # of a result of obsprune: about other weights than these
         sign(output, "mask apply")
     return {"output": str(output), "tensors": len(masks.shapes), "removed": removed, "pattern": masks.pattern}

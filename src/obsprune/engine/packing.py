@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from obsprune import __version__
+from obsprune.engine.kept import require_outside
 from obsprune.engine.rundir import JOURNAL
 from obsprune.errors import InputError, first_line
 from obsprune.models.caution import is_dir, is_file, refuse_links
@@ -162,10 +163,12 @@ def begun(sources: Sequence[Path], output: Path, force: bool) -> Iterator[None]:
     is something in `output` that may not be deleted.
     """
     former = output.with_name(f".{output.name}.former")
-    for source in sources:
-        _require_free(source, output, force)
+    for place in (output, former):
+        require_outside(place, sources)
+    _require_free(output, force)
     try:
         if output.is_dir() and not is_file(output / MARKER) and any(output.iterdir()):
+            _delete(former)  # left by a kill just before its end
             output.replace(former)
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / MARKER, "".join(f"{source}\n" for source in sources))
@@ -183,14 +186,18 @@ def begun(sources: Sequence[Path], output: Path, force: bool) -> Iterator[None]:
                 former.replace(output)
         raise
     (output / MARKER).unlink()
+    _delete(former)
+
+
+def _delete(former: Path) -> None:
+    if former.is_symlink():  # as the output was one
+        former.unlink()
     shutil.rmtree(former, ignore_errors=True)
 
 
-def _require_free(source: Path, output: Path, force: bool) -> None:
+def _require_free(output: Path, force: bool) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; choose another -o")
-    if source.resolve().is_relative_to(output.resolve()):
-        raise InputError(f"{output} is, or holds, {source}, which is read; choose another -o")
     if not output.is_dir() or not any(output.iterdir()) or is_file(output / MARKER):
         return
     if not any(is_file(output / name) for name in (PACKED_INDEX, JOURNAL, MADE)):

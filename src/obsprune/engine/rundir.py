@@ -20,6 +20,7 @@ from typing import Any, final
 import yaml
 from torch import Tensor
 
+from obsprune.engine.kept import Names, local, require_outside
 from obsprune.engine.signature import signature
 from obsprune.errors import InputError, OutputError
 from obsprune.models.checkpoint import Checkpoint, copy_side_files, write_index, write_shard, write_text
@@ -44,12 +45,12 @@ class RunDir:
         self._facts: dict[str, str] = {}
 
     @classmethod
-    def open(cls, path: Path, source: Path, force: bool = False, ranks: Ranks = ALONE) -> RunDir:
+    def open(cls, path: Path, source: Path, force: bool = False, ranks: Ranks = ALONE, names: Names = ()) -> RunDir:
         """Looks at the output directory without touching it (with `force`, a former run there is deleted by `start`).
 
-        Raises InputError when it holds anything but an unfinished run, or is the source checkpoint itself.
+        names: of data and models that are read, too. Raises InputError when it holds anything but an unfinished run.
         """
-        run = cls(path, ranks.told(lambda: _looked_at(path, source, force)), ranks)
+        run = cls(path, ranks.told(lambda: _looked_at(path, [source, *local(names)], force)), ranks)
         if run.recorded("end") is not None:
             raise InputError(
                 f"{path} holds a finished run; see 'obsprune inspect {path}', or use --force or another -o"
@@ -215,12 +216,11 @@ def bytes_in(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
 
 
-def _looked_at(path: Path, source: Path, force: bool) -> list[Event]:
+def _looked_at(path: Path, read: list[Path], force: bool) -> list[Event]:
     """The events of an unfinished run there, none where a new one may begin."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; choose another -o")
-    if path.resolve() == source.resolve():
-        raise InputError(f"{path} is the dense checkpoint itself; choose another -o")
+    require_outside(path, read)
     empty = not path.is_dir() or not any(path.iterdir())
     if not empty and not (path / JOURNAL).is_file():
         raise InputError(f"{path} is not empty and was not made by obsprune; choose another -o, or empty it yourself")

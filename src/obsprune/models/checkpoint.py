@@ -27,6 +27,8 @@ PACKED_INDEX = "obsprune.safetensors.index.json"
 """Not model.safetensors.index.json: transformers alone must find nothing that it would take for weights."""
 MADE = "obsprune.json"
 """Says of a directory that obsprune has made it, where nothing else there does: it may be replaced with --force."""
+REPORT = "report.json"
+"""About the weights of a result, and no others."""
 QUANTISED = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|weight_packed|weight_scale|weight_scale_inv|weight_zero_point|absmax|quant_map)$"
     r"|\.quant_state\.|_proj_(blocks|scales)$"
@@ -230,10 +232,12 @@ def write_index(directory: Path) -> None:
 
 
 def copy_side_files(source: Path, directory: Path) -> None:
-    """Tokenizer, generation config, licence and the like; the config comes last, since it makes the result loadable."""
+    """Tokenizer, generation config, licence and the like; the config comes last, since it makes the result loadable.
+    What obsprune itself has written about the source is left out.
+    """
     refuse_links(source, SIDE_FILES)
     paths = {path for pattern in SIDE_FILES for path in source.glob(pattern)}
-    others = {PACKED_INDEX, MADE, *(kind.index for kind in FILE_KINDS)}
+    others = {PACKED_INDEX, MADE, REPORT, *(kind.index for kind in FILE_KINDS)}
     for path in sorted(paths, key=lambda path: (path.name == CONFIG, path.name)):
         if path.name not in others and path.is_file():
             write_atomic(directory / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))

@@ -35,6 +35,8 @@ from obsprune.models.walk import Walk
 from obsprune.ranks import ALONE, Ranks
 
 DEMO = "demo"
+UNFINISHED = "progress.jsonl"
+"""A run's journal (engine/rundir.py), beside which a config is written last."""
 RUNNING = ("running_mean", "running_var")
 """Statistics of norms, without which a model is not whole."""
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -184,6 +186,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 def _checked(directory: Path) -> Path:
     if (directory / CONFIG).is_file() or META.found(directory):
         return directory
+    if is_file(directory / UNFINISHED):
+        raise InputError(f"{directory} holds an unfinished run of obsprune; repeat its command to go on")
     raise InputError(f"{directory} is not a checkpoint: it has no {CONFIG}")
 
 

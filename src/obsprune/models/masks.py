@@ -48,7 +48,7 @@ class MaskFile:
     def open(path: Path) -> MaskFile:
         """Raises InputError when it is damaged, or holds no masks."""
         if not is_file(path):
-            raise InputError(f"there is no file {path}")
+            raise InputError(f"there is no file {path}; obsprune mask export DIRECTORY -o FILE makes one")
         headers = SAFETENSORS.headers(path)
         with safe_open(path, "pt") as file:
             told = (file.metadata() or {}).get(ENTRY)

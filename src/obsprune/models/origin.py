@@ -10,13 +10,13 @@ from huggingface_hub.repocard import metadata_load
 
 from obsprune.errors import InputError
 from obsprune.models.caution import is_file, read_json
+from obsprune.models.checkpoint import REPORT
 
 CARD = "README.md"
 LONGEST = 2**20
 """Bytes of a card; longer ones are not read."""
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 """Of a licence, as the hub writes them: apache-2.0, llama2, other."""
-REPORT = "report.json"
 ID, REVISION = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
 SNAPSHOT = re.compile(r".*/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})", re.DOTALL)
 """Where the cache of the Hugging Face hub keeps a version of a model."""

@@ -10,20 +10,25 @@ import torch
 from obsprune.errors import InputError, first_line
 from obsprune.models.load import open_checkpoint
 from obsprune.models.names import names_of
+from obsprune.models.ready import without_bars
 
 
 def write_whole(model: Any, processor: Any, directory: Path) -> None:
     """Writes a transformers model and its tokenizer or image processor. Raises InputError for anything else."""
-    for thing, what in ((model, "model"), (processor, "processor")):
-        if not hasattr(thing, "save_pretrained"):
-            raise InputError(
-                f"the {what} is a {type(thing).__name__}; a directory, a Hugging Face id, or a transformers model with "
-                "processor=its tokenizer or image processor is expected (docs/retraining.md: any other torch module)"
-            )
+    if not hasattr(model, "save_pretrained"):
+        raise InputError(
+            f"the model is a {type(model).__name__}; a directory, a Hugging Face id, or a transformers model is "
+            "expected (docs/retraining.md: any other torch module)"
+        )
+    if not hasattr(processor, "save_pretrained"):
+        raise InputError(
+            f"the processor of a model in memory is {processor!r}; processor= its tokenizer or image processor is wanted"
+        )
     _require_writable(model)
     try:
-        model.save_pretrained(directory)
-        processor.save_pretrained(directory)
+        with without_bars():
+            model.save_pretrained(directory)
+            processor.save_pretrained(directory)
     except Exception as error:  # transformers refuses in many ways what it cannot save
         raise InputError(f"the model cannot be saved, and so not be pruned in memory: {first_line(error)}") from error
     own = model.state_dict()

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCardData
 from obsprune.errors import printable
 from obsprune.models.checkpoint import write_text
 from obsprune.models.origin import CARD
-from obsprune.report.pathless import pathless, pathless_command
+from obsprune.report.pathless import pathless, pathless_command, without_known
 
 Report = Mapping[str, Any]
 MARKUP = re.compile(r"[\\`*_\[\]<>|~&$@]|^[-+#=]|:(?=//)|(?<=www)\.", re.IGNORECASE)
@@ -63,6 +63,7 @@ def make_card(report: Report, name: str = HERE, packed: bool | None = None) -> s
     they may be some day, and the card tells how to load them then.
     """
     packed = True if packed is None and "packed" in report else packed
+    report = without_known(report)
     parts = [_head(report), _facts(report), _scores(report), _made(report), _load(report, name, packed), _uses(packed),
              _licence(report), _notes(report)]  # fmt: skip
     body = "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ NAMED = re.compile(r"([\w.:-]*=)?((?:~[\w.-]*)?/.+)", re.DOTALL)
 """A value that is a path, or KEY=PATH."""
 CLAUSES = re.compile(r"[,:;] ")
 """In what is no such value, but a sentence that begins with a path."""
+PLACES = {"source", "name", "dataset", "teacher", "output", "evaluation"}
+"""Under which keys of a report or recipe a path may be."""
 
 
 def pathless(text: str) -> str:
@@ -43,8 +46,46 @@ def pathless_command(line: str) -> str:
 
 def pathless_tree(tree: Any) -> Any:
     """The same of all texts in nested plain values, and of their keys."""
+    return _changed(without_known(tree), pathless)
+
+
+def without_known(tree: Any) -> Any:
+    """A report or recipe in whose texts each path that it names itself has its last part alone, whatever is in it: in a
+    sentence nobody else can tell where a path with a space ends.
+    """
+    paths = {path for text in _told(tree) for path in _odd(text)}
+    if not paths:
+        return tree
+    known = "|".join(map(re.escape, sorted(paths, key=lambda path: (-len(path), path))))
+    pattern = re.compile(rf"(?:{known})(?:/[^{ENDS}]*)?")
+    return _changed(tree, lambda text: pattern.sub(lambda found: _last(found[0]), text))
+
+
+def _told(tree: Any, key: str = "") -> Iterator[str]:
+    """The texts in nested plain values under the keys that may hold a path."""
     if isinstance(tree, dict):
-        return {pathless_tree(key): pathless_tree(value) for key, value in tree.items()}
+        for name, value in tree.items():
+            yield from _told(value, name)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _told(value, key)
+    elif isinstance(tree, str) and key in PLACES:
+        yield tree
+
+
+def _odd(text: str) -> Iterator[str]:
+    """A value's path and its folders, those that a sentence would cut off."""
+    whole = NAMED.fullmatch(text)
+    given = whole[2].rstrip("/") if whole else ""
+    for path in {given, re.sub(r"^~(?=/)", lambda _: str(Path.home()), given)}:
+        parts = [path, re.sub(r":[^/]*$", "", path), *map(str, Path(path).parents)]
+        yield from (part for part in parts if re.search(f"[{ENDS}]", part))
+
+
+def _changed(tree: Any, change: Callable[[str], str]) -> Any:
+    """Nested plain values with other texts, keys too."""
+    if isinstance(tree, dict):
+        return {_changed(key, change): _changed(value, change) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [pathless_tree(value) for value in tree]
-    return pathless(tree) if isinstance(tree, str) else tree
+        return [_changed(value, change) for value in tree]
+    return change(tree) if isinstance(tree, str) else tree
