@@ -22,7 +22,7 @@ def write_whole(model: Any, processor: Any, directory: Path) -> None:
         )
     if not hasattr(processor, "save_pretrained"):
         raise InputError(
-            f"the processor of a model in memory is {processor!r}; processor= its tokenizer or image processor is wanted"
+            f"the processor of a model in memory is {processor!r}; its tokenizer or image processor is wanted"
         )
     _require_writable(model)
     try:
