@@ -64,7 +64,12 @@ def theirs(peer: Any, weight: Tensor, gram: Gram, kept: tuple[int, int]) -> Call
 
 def ours(weight: Tensor, gram: Gram, pattern: Pattern) -> Callable[[], Tensor]:
     solver = SparseGPT()
-    return lambda: solver.solve(weight, solver.prepare(gram), pattern).weight
+
+    def work() -> Tensor:
+        answer, keep = solver.search(weight, solver.prepare(gram), pattern)
+        return answer.where(keep, 0)
+
+    return work
 
 
 def compare(peer: Any, weight: Tensor, gram: Gram, pattern: Pattern, kept: tuple[int, int], repeats: int) -> str:

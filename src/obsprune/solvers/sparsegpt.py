@@ -93,23 +93,22 @@ class _Sweep:
             if not finer and first % self.judged == 0:
                 self._judge(start, first, min(first + self.judged, len(self.W_CR)))
             last = min(first + width, stop)
-            self.P_CR[first:last] = self._told(start, first, last)
+            if first > start:
+                self.P_CR[first:last].addmm_(*self._left(start, first, last))
             if finer:
                 self(first, last, finer)
             else:
                 self.D_CR[first].addcmul_(self.P_CR[first], self.share_CR[first])
 
-    def _told(self, start: int, first: int, last: int) -> Tensor:
-        """P of columns first…last, with what the columns start…first leave for them."""
-        if start == first:
-            return self.P_CR[first:last]
-        K_BB = self.state.K_CC[start:first, first:last]
-        return torch.addmm(self.P_CR[first:last], K_BB.T, self.D_CR[start:first])
+    def _left(self, start: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Kᵀ and D, whose product is what the columns start…first leave for the columns first…last."""
+        return self.state.K_CC[start:first, first:last].T, self.D_CR[start:first]
 
     def _judge(self, start: int, first: int, last: int) -> None:
         """Chooses the mask of columns first…last by their terms in the loss if all of them before a column stay."""
         K_BB = self.state.K_CC[first:last, first:last]
-        moved_BR = torch.linalg.solve_triangular(K_BB.T, self._told(start, first, last), upper=False)
+        P_BR = torch.addmm(self.P_CR[first:last], *self._left(start, first, last))
+        moved_BR = torch.linalg.solve_triangular(K_BB.T, P_BR, upper=False)
         terms_BR = (self.W_CR[first:last] + moved_BR) * K_BB.diagonal()[:, None]
         scores_RB = dead_first(terms_BR.square().T, self.state.dead_C[first:last])
         keep_BR = self.pattern.tile(self.W_CR.shape[1], first, last).keep(scores_RB).T
