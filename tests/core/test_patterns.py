@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,14 +117,24 @@ def test_a_given_mask_answers_itself_whatever_the_scores() -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: NofM(5, 4), "5:4 keeps 5 of every 4 weights"),
+        (lambda: NofM(-1, 2), "-1:2"),
+        (lambda: Unstructured(1.01), "between 0 and 1, and this is 1.01"),
+        (lambda: Unstructured(float("nan")), "nan"),
+        (lambda: PerRow(-0.1), "between 0 and 1, and this is -0.1"),
+    ],
+)
+def test_there_is_no_impossible_pattern(make: Callable[[], Pattern], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        make()
+
+
+@pytest.mark.parametrize(
     ("pattern", "says"),
     [
         (NofM(2, 4), "2:4 needs an input width that 4 divides"),
-        (NofM(5, 4), "5:4"),
-        (NofM(-1, 2), "-1:2"),
-        (Unstructured(1.01), "between 0 and 1, and this is 1.01"),
-        (Unstructured(float("nan")), "nan"),
-        (PerRow(-0.1), "between 0 and 1, and this is -0.1"),
         (Lowest(19), "cannot prune 19 of 18 weights"),
         (Lowest(-1), "cannot prune -1"),
         (LowestPerRow(7), "cannot prune 7 of 6 weights in a row"),

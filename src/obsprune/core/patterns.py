@@ -127,6 +127,9 @@ class Unstructured(Pattern):
 
     sparsity: float
 
+    def __post_init__(self) -> None:
+        _check_share(self.sparsity)
+
     def keep(self, scores_RC: Tensor) -> Tensor:
         return Lowest(self.pruned(*scores_RC.shape)).keep(scores_RC)
 
@@ -139,8 +142,7 @@ class Unstructured(Pattern):
     def pruned(self, rows: int, columns: int) -> int:
         return round(self.sparsity * rows * columns)
 
-    def check(self, rows: int, columns: int) -> None:
-        _check_share(self.sparsity)
+    def check(self, rows: int, columns: int) -> None: ...
 
 
 @final
@@ -149,6 +151,9 @@ class PerRow(Pattern):
     """A share `sparsity` of every row: exactly round(sparsity·C) zeros in each."""
 
     sparsity: float
+
+    def __post_init__(self) -> None:
+        _check_share(self.sparsity)
 
     def keep(self, scores_RC: Tensor) -> Tensor:
         return LowestPerRow(self._of(scores_RC.shape[1])).keep(scores_RC)
@@ -162,8 +167,7 @@ class PerRow(Pattern):
     def pruned(self, rows: int, columns: int) -> int:
         return rows * self._of(columns)
 
-    def check(self, rows: int, columns: int) -> None:
-        _check_share(self.sparsity)
+    def check(self, rows: int, columns: int) -> None: ...
 
     def _of(self, columns: int) -> int:
         return round(self.sparsity * columns)
@@ -176,6 +180,10 @@ class NofM(Pattern):
 
     n: int
     m: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.n <= self.m:
+            raise InputError(f"{self.n}:{self.m} keeps {self.n} of every {self.m} weights; n must lie between 0 and m")
 
     @property
     def group(self) -> int:  # type: ignore[override]
@@ -203,8 +211,6 @@ class NofM(Pattern):
         return rows * columns // self.m * (self.m - self.n)
 
     def check(self, rows: int, columns: int) -> None:
-        if not 0 <= self.n <= self.m:
-            raise InputError(f"{self.n}:{self.m} keeps {self.n} of every {self.m} weights; n must lie between 0 and m")
         if columns % self.m:
             raise InputError(
                 f"{self.n}:{self.m} needs an input width that {self.m} divides, and this one has {columns} columns; "
