@@ -142,7 +142,7 @@ def _facts(report: Report) -> list[str]:
         ("pattern", md(_pattern(sparsity["pattern"]))),
         *(row for part, (_, rows) in WAYS.items() if part in report["recipe"] for row in rows(report)),
         ("left dense", "; ".join(f"{md(why)}: {count}" for why, count in dense.items()) or "nothing"),
-        ("calibration", _calibration(report["data"])),
+        (_reads(report), _calibration(report["data"])),
         ("versions", ", ".join(f"{md(name)} {md(one)}" for name, one in report["versions"].items())),
     ]
     return _table(["", ""], rows)
@@ -186,6 +186,10 @@ WAYS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Report], Ite
 """By the part that a command alone has in its recipe: how that is called in a word, and its rows of the table."""
 
 
+def _reads(report: Report) -> str:
+    return "trained on" if "tuning" in report["recipe"] else "calibration"
+
+
 def _calibration(data: Mapping[str, Any]) -> str:
     unit = str(data["unit"])
     length = f" of {data['seqlen']} tokens" if "seqlen" in data else ""
@@ -224,7 +228,7 @@ def _made(report: Report) -> Iterator[str]:
     if report["command"]:
         yield from _fenced("text", [printable(pathless_command(report["command"]))])
         yield ""
-    yield "recipe.yaml has every setting, report.json what became of each matrix. Of local paths only the end is shown."
+    yield "recipe.yaml has every setting, report.json all that was measured. Of local paths only the end is shown."
 
 
 def _load(report: Report, name: str, packed: bool | None) -> list[str]:
