@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import together
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
@@ -129,6 +130,21 @@ def test_an_unfinished_run_of_an_own_solver_goes_on(tmp_path: Path, monkeypatch:
     with pytest.raises(obsprune.InputError, match=r"solver\.power: 1\.0 -> 3\.0"):
         obsprune.prune("demo", FEW, output=tmp_path / "out", solver=Largest(power=3.0))
     assert obsprune.prune("demo", FEW, output=tmp_path / "out", solver=Largest()).path == tmp_path / "out"
+
+
+def test_several_processes_share_the_work_on_a_checkpoint_and_refuse_a_model_in_memory(tmp_path: Path) -> None:
+    def work() -> tuple[float, str]:
+        shared = obsprune.prune("demo", [FEW, {"solver": {"name": "wanda"}}], output=tmp_path / "out")
+        with pytest.raises(obsprune.InputError) as refused:
+            obsprune.prune(object(), FEW)
+        return shared.sparsity, str(refused.value)
+
+    ended = together(2, work, tmp_path / "told")
+    assert [end.code for end in ended] == [0, 0], ended
+    assert ended[0].value == ended[1].value
+    assert "in one process, and 2 were started" in ended[0].value[1]
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "out" / "progress.jsonl").read_text().splitlines()]
+    assert kinds.count("start") == kinds.count("end") == 1 and kinds.count("block") == 4
 
 
 def test_recipes_are_made_of_layers(tmp_path: Path) -> None:

@@ -91,7 +91,14 @@ def test_a_form_that_is_wrong_is_not_measured(zoo: Zoo, monkeypatch: pytest.Monk
         bench_inference(str(zoo("llama")), Silent(), None, asked(csr_from=0.0), device="cpu")
 
 
+def test_a_dense_model_that_is_stored_narrower_is_measured_in_the_same_dtype(zoo: Zoo) -> None:
+    found = bench_inference(str(zoo("llama")), Silent(), str(zoo("llama", torch.bfloat16)), asked(new=0), device="cpu")
+    assert found["dtype"] == "float32"
+    assert found["forms"]["dense"]["bytes"] == found["forms"]["as it is"]["bytes"]
+
+
 def test_the_conclusion_names_what_is_faster() -> None:
     row = {"form": "CSR", "phase": "decode", "batch": 1, "verdict": "1.40 x as fast"}
+    assert conclusion([{**row, "form": "as it is"}]).startswith("No faster here")  # by chance: it has no other kernel
     told = conclusion([row, {**row, "batch": 16, "verdict": "no faster here"}])
     assert told.startswith("Faster here: CSR, decode at batch 1: 1.40 x as fast. Zeros")
