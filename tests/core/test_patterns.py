@@ -65,6 +65,15 @@ def test_n_of_m_keeps_n_of_every_m(rows: int, groups: int, m: int, data: st.Data
     assert pattern.group == m
 
 
+@pytest.mark.parametrize("m", [2, 3, 4, 16, 17, 32])
+def test_few_and_many_of_a_group_are_chosen_alike_ties_by_index(m: int) -> None:
+    scores = randn(5, 3 * m).mul(2).round()  # many of them equal
+    keep = NofM(m // 2, m).keep(scores).reshape(-1, m)
+    for group, kept in zip(scores.reshape(-1, m).tolist(), keep.tolist(), strict=True):
+        gone = sorted(range(m), key=lambda place: (group[place], place))[: m - m // 2]
+        assert [place for place in range(m) if not kept[place]] == sorted(gone)
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
