@@ -116,8 +116,8 @@ def grams(model: Llama, tokens: int) -> float:
 
 
 def factorisation(c: int) -> float:
-    """Cholesky C³/3 and the inverse of its factor C³/3."""
-    return 2.0 * c**3 / 3
+    """SparseGPT's part that depends on the inputs only: a Cholesky, C³/3."""
+    return c**3 / 3
 
 
 def sweep(r: int, c: int) -> float:
@@ -362,7 +362,7 @@ def memory() -> str:
             size(4 * m.d**2),
             size(4 * m.f**2),
             size(gram_bytes(m)),
-            size(4 * (1 + 4) * m.f**2 + 4 * 4 * m.d * m.f),
+            size(4 * (1 + 4) * m.f**2 + 4 * 6 * m.d * m.f),
             size(4 * (4 + 13) * m.f**2 + 4 * 9 * m.d * m.f),
             size((2 * (SIZES + 1) + 12) * m.layers * m.block),
         ]
