@@ -130,8 +130,8 @@ def test_shape_dtype_zeros_count_and_loss(name: str, case: Case, dtype: torch.dt
 def test_its_own_mask_given_back_reproduces_the_answer(name: str, label: str) -> None:
     case, answer = CASES[label], solved(name, label)
     again = solve(name, weight(case.rows, case.columns), gram(inputs(case.columns)), Given(answer.keep))
-    if name in DIRECT:
-        assert same(again, answer)
+    if name in DIRECT and (name != "sparsegpt" or case.pattern.group is None):
+        assert same(again, answer)  # of a known mask SparseGPT takes the sums of a group in another order
     assert torch.equal(again.keep, answer.keep)
     assert distance(again.weight, answer.weight) < (1e-5 if name in DIRECT else 1e-4)
 

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import final
 
 import torch
 from torch import Tensor
 
+from obsprune.core.selection import kth_lowest
 from obsprune.errors import InputError
 
 FEW = 16
 """Scores of which it takes less time to compare each with each than to select."""
+SMALL = 2**15
+"""Scores so few that the number of operations takes the time, not their size."""
 
 
 class Pattern(ABC):
@@ -60,7 +64,11 @@ def prune_lowest(scores_RC: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return torch.ones_like(scores_RC, dtype=torch.bool)
-    threshold_R1 = scores_RC.kthvalue(count, dim=-1, keepdim=True).values
+    return _dropped(scores_RC, scores_RC.kthvalue(count, dim=-1, keepdim=True).values, count)
+
+
+def _dropped(scores_RC: Tensor, threshold_R1: Tensor, count: int) -> Tensor:
+    """The mask, given the count-th lowest of each row."""
     below_RC, equal_RC = scores_RC < threshold_R1, scores_RC == threshold_R1
     missing_R1 = count - below_RC.sum(-1, keepdim=True)
     return ~(below_RC | (equal_RC & (equal_RC.cumsum(-1) <= missing_R1)))
@@ -80,7 +88,13 @@ class Lowest(Pattern):
     count: int
 
     def keep(self, scores_RC: Tensor) -> Tensor:
-        return prune_lowest(scores_RC.reshape(1, -1), self.count).view_as(scores_RC)
+        if self.count == 0:
+            return torch.ones_like(scores_RC, dtype=torch.bool)
+        threshold = kth_lowest(scores_RC, self.count)
+        keep_RC = scores_RC > threshold
+        if int(keep_RC.sum()) + self.count == keep_RC.numel():
+            return keep_RC
+        return _dropped(scores_RC.reshape(1, -1), threshold, self.count).view_as(scores_RC)  # ties, by index
 
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         raise TypeError("a tile has no tiles")
@@ -173,6 +187,34 @@ class PerRow(Pattern):
         return round(self.sparsity * columns)
 
 
+def _best_by_pairs(scores_MG: Tensor, goes: int) -> Tensor:
+    """All but the `goes` lowest of each group [M, G]: those that as many go before, the first of equal ones."""
+    before_MG = torch.zeros_like(scores_MG, dtype=torch.int16)
+    for i, j in combinations(range(len(scores_MG)), 2):
+        i_first_G = scores_MG[i] <= scores_MG[j]
+        before_MG[j] += i_first_G
+        before_MG[i] += ~i_first_G
+    return before_MG >= goes
+
+
+def _best_at_once(scores_MG: Tensor, goes: int) -> Tensor:
+    """The same in a handful of operations, of which each pair is a row."""
+    i_P, j_P, sign_MP, enough_M1 = _pairs(len(scores_MG), goes, scores_MG.device)
+    i_PG, j_PG = scores_MG.index_select(0, i_P), scores_MG.index_select(0, j_P)
+    i_first_PG = torch.le(i_PG, j_PG, out=torch.empty_like(i_PG, dtype=torch.float32))
+    return sign_MP @ i_first_PG >= enough_M1
+
+
+@lru_cache
+def _pairs(m: int, goes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All i < j below m; +1 where a pair in which i goes first counts for its j, −1 where it counts against its i; the
+    sum of these from which on `goes` others go first.
+    """
+    i_P, j_P = torch.triu_indices(m, m, 1, device=device)
+    place_M1 = torch.arange(m, device=device)[:, None]
+    return i_P, j_P, (place_M1 == j_P).float() - (place_M1 == i_P).float(), goes - (m - 1 - place_M1).float()
+
+
 @final
 @dataclass(frozen=True)
 class NofM(Pattern):
@@ -190,15 +232,11 @@ class NofM(Pattern):
         return self.m
 
     def keep(self, scores_RC: Tensor) -> Tensor:
+        groups_GM = scores_RC.reshape(-1, self.m)
         if self.m > FEW:
-            return prune_lowest(scores_RC.reshape(-1, self.m), self.m - self.n).view_as(scores_RC)
-        groups = scores_RC.reshape(-1, self.m).unbind(1)
-        rank = [torch.zeros_like(scores, dtype=torch.int16) for scores in groups]  # how many of its group are lower
-        for i, j in combinations(range(self.m), 2):
-            goes_first = groups[i] <= groups[j]
-            rank[j] += goes_first
-            rank[i] += ~goes_first
-        return torch.stack([place >= self.m - self.n for place in rank], dim=1).view_as(scores_RC)
+            return prune_lowest(groups_GM, self.m - self.n).view_as(scores_RC)
+        best = _best_at_once if groups_GM.numel() <= SMALL else _best_by_pairs
+        return best(groups_GM.T, self.m - self.n).T.reshape(scores_RC.shape)
 
     def tile(self, rows: int, start: int, stop: int) -> Pattern:
         return self

@@ -1,12 +1,13 @@
 """SparseGPT (Frantar & Alistarh, ICML 2023, Algorithm 1): Optimal Brain Surgeon column by column, one factor for all.
 
 Legend: W_CR weight, a column of the layer in a row of memory; D_CR = W − Z, what is taken away; K_CC upper triangular
-with H + λI = KKᵀ; P_CR what the columns before c leave for column c, Σ_{j<c} K_jc D_j; B columns of a part.
+with H + λI = KKᵀ; E = DK, whose squares are the loss; B columns of a tile; k_B1 diagonal of K_BB; P_BR = Kᵀ D, what the
+columns before the tile leave for it; V_BR what a weight would be if all after those decided stayed.
 
-The loss is tr D (H + λI) Dᵀ = ‖DK‖², and column c of DK is D_c K_cc + P_c: it depends on D up to c alone. So a column
-that stays makes its own term zero, by D_c = −P_c / K_cc, and one that goes has D_c = W_c, and the term that is its
-score. The published form spreads errors over the columns to the right by the factor of the inverse: the same numbers,
-but for that factor, which takes three times the work of K.
+The loss is tr D (H + λI) Dᵀ = ‖DK‖², and column c of E depends on D up to c alone. A column that stays makes its own
+term zero; one that goes has D_c = W_c and leaves E_c = k_c V_c, its score. Inside a tile D = E K_BB⁻¹ − K_BB⁻ᵀ P, so
+V_c = W_c + (K_BB⁻ᵀ P)_c − Σ_{j<c} V_j G_jc over those that went, G = diag k · K_BB⁻¹: the published form, but with
+inverses of tiles alone, where it takes that of the whole Gram.
 """
 
 from __future__ import annotations
@@ -17,21 +18,34 @@ from typing import final
 import torch
 from torch import Tensor
 
+from obsprune.core.column_sweep import sweep, sweep_groups
 from obsprune.core.linalg import dead_columns, factorise
 from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
 from obsprune.solvers.base import Solver, State, dead_first
 
-PART = 32
-"""Columns of a part of a tile, to which all columns before it add in one matrix product."""
-
 
 @dataclass(frozen=True)
 class Factored(State):
-    """K_CC upper triangular with H + λI = KKᵀ; dead_C: inputs that were always zero."""
+    """K_CC upper triangular with H + λI = KKᵀ, k_C1 its diagonal; dead_C: inputs that were always zero, None where
+    there are none.
+    """
 
     K_CC: Tensor
-    dead_C: Tensor
+    k_C1: Tensor
+    dead_C: Tensor | None
+
+    def inverse(self, tile: slice) -> Tensor:
+        """K_BB⁻¹ of a tile."""
+        K_BB = self.K_CC[tile, tile]
+        eye_BB = torch.eye(len(K_BB), dtype=K_BB.dtype, device=K_BB.device)
+        U_BB: Tensor = torch.linalg.solve_triangular(K_BB, eye_BB, upper=True)
+        return U_BB
+
+    def scores(self, V_BR: Tensor, columns: slice) -> Tensor:
+        """The root of what it costs that a weight goes [R, B]."""
+        scores_RB = (V_BR * self.k_C1[columns]).abs_().T
+        return scores_RB if self.dead_C is None else dead_first(scores_RB, self.dead_C[columns])
 
 
 @final
@@ -44,74 +58,35 @@ class SparseGPT(Solver[Factored]):
     blocksize: int = 128
 
     def prepare(self, gram: Gram) -> Factored:
-        factor = factorise(gram, self.damping)
-        return Factored(gram, factor.damping, factor.K_CC, dead_columns(gram.H_CC))
+        factor, dead_C = factorise(gram, self.damping), dead_columns(gram.H_CC)
+        k_C1 = factor.K_CC.diagonal()[:, None].contiguous()
+        return Factored(gram, factor.damping, factor.K_CC, k_C1, dead_C if bool(dead_C.any()) else None)
 
     def search(self, W_RC: Tensor, state: Factored, pattern: Pattern) -> tuple[Tensor, Tensor]:
         W_CR = W_RC.T.contiguous()
-        tile, part = (self._width(most, pattern) for most in (self.blocksize, min(PART, self.blocksize)))
-        sweep = _Sweep.of(W_CR, state, pattern, pattern.group or tile)
-        sweep(0, len(W_CR), sorted({tile, part, 1}, reverse=True))
-        return (W_CR - sweep.D_CR).T.contiguous(), sweep.keep_CR.T.contiguous()
+        D_CR, keep_CR = torch.empty_like(W_CR), torch.empty_like(W_CR, dtype=torch.bool)
+        group = pattern.group or 1  # none is cut
+        width = max(self.blocksize // group, 1) * group
+        for first in range(0, len(W_CR), width):
+            tile = slice(first, min(first + width, len(W_CR)))
+            U_BB = state.inverse(tile)
+            P_BR = state.K_CC[:first, tile].T @ D_CR[:first]
+            V_BR = torch.addmm(W_CR[tile], U_BB.T, P_BR)
+            keep_CR[tile] = _sweep(V_BR, U_BB * state.k_C1[tile], state, pattern, tile)
+            torch.addcmul(W_CR[tile], V_BR, keep_CR[tile].to(V_BR.dtype), value=-1, out=D_CR[tile])
+        return (W_CR - D_CR).T.contiguous(), keep_CR.T.contiguous()
 
-    def _width(self, most: int, pattern: Pattern) -> int:
-        """So many columns that no group of the pattern is cut."""
-        group = pattern.group or 1
-        return max(most // group, 1) * group
 
+def _sweep(V_BR: Tensor, G_BB: Tensor, state: Factored, pattern: Pattern, tile: slice) -> Tensor:
+    """Chooses keep_BR and brings V to its final values."""
 
-@final
-@dataclass(frozen=True)
-class _Sweep:
-    """One matrix from the first column to the last: D_CR and keep_CR are filled, P_CR as far as columns are reached.
+    def choose(V_MR: Tensor, columns: slice) -> Tensor:
+        within = slice(tile.start + columns.start, tile.start + columns.stop)
+        rule = pattern.tile(V_MR.shape[1], within.start, within.stop)
+        return rule.keep(state.scores(V_MR, within)).T
 
-    share_CR: −1 / K_cc where a weight stays, 0 where it goes; judged: columns whose mask is chosen together.
-    """
-
-    W_CR: Tensor
-    D_CR: Tensor
-    P_CR: Tensor
-    share_CR: Tensor
-    keep_CR: Tensor
-    state: Factored
-    pattern: Pattern
-    judged: int
-
-    @classmethod
-    def of(cls, W_CR: Tensor, state: Factored, pattern: Pattern, judged: int) -> _Sweep:
-        keep_CR, D_CR, share_CR = torch.empty_like(W_CR, dtype=torch.bool), *map(torch.empty_like, (W_CR, W_CR))
-        return cls(W_CR, D_CR, torch.zeros_like(W_CR), share_CR, keep_CR, state, pattern, judged)
-
-    def __call__(self, start: int, stop: int, widths: list[int]) -> None:
-        """Columns start…stop, whose P knows of all columns before `start`, in parts of the first of `widths`.
-
-        A part is told of the columns since `start` when it is reached, and goes on in finer parts by itself: sums as in
-        one step a column, but nearly all in matrix products.
-        """
-        width, *finer = widths
-        for first in range(start, stop, width):
-            if not finer and first % self.judged == 0:
-                self._judge(start, first, min(first + self.judged, len(self.W_CR)))
-            last = min(first + width, stop)
-            if first > start:
-                self.P_CR[first:last].addmm_(*self._left(start, first, last))
-            if finer:
-                self(first, last, finer)
-            else:
-                self.D_CR[first].addcmul_(self.P_CR[first], self.share_CR[first])
-
-    def _left(self, start: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Kᵀ and D, whose product is what the columns start…first leave for the columns first…last."""
-        return self.state.K_CC[start:first, first:last].T, self.D_CR[start:first]
-
-    def _judge(self, start: int, first: int, last: int) -> None:
-        """Chooses the mask of columns first…last by their terms in the loss if all of them before a column stay."""
-        K_BB = self.state.K_CC[first:last, first:last]
-        P_BR = torch.addmm(self.P_CR[first:last], *self._left(start, first, last))
-        moved_BR = torch.linalg.solve_triangular(K_BB.T, P_BR, upper=False)
-        terms_BR = (self.W_CR[first:last] + moved_BR) * K_BB.diagonal()[:, None]
-        scores_RB = dead_first(terms_BR.square().T, self.state.dead_C[first:last])
-        keep_BR = self.pattern.tile(self.W_CR.shape[1], first, last).keep(scores_RB).T
-        self.keep_CR[first:last] = keep_BR
-        torch.mul(self.W_CR[first:last], ~keep_BR, out=self.D_CR[first:last])
-        torch.div(keep_BR, -K_BB.diagonal()[:, None], out=self.share_CR[first:last])
+    if pattern.group is not None:
+        return sweep_groups(V_BR, G_BB, choose, pattern.group, pattern.pruned(1, pattern.group))
+    keep_BR = choose(V_BR, slice(0, len(V_BR)))
+    sweep(V_BR, G_BB, keep_BR)
+    return keep_BR
