@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Choose = Callable[[Tensor, slice], Tensor]
 PARTS = (32, 8)
 """Columns of a part, and of a part of it, to which all columns before them are added in one matrix product."""
 
@@ -27,7 +28,7 @@ def sweep(V_BR: Tensor, G_BB: Tensor, keep_BR: Tensor) -> None:
     _Tile(V_BR, G_BB, gone_BR, settle)(0, len(V_BR), [*PARTS, 1])
 
 
-def sweep_groups(V_BR: Tensor, G_BB: Tensor, choose: Callable[[Tensor, slice], Tensor], m: int, most: int) -> Tensor:
+def sweep_groups(V_BR: Tensor, G_BB: Tensor, choose: Choose, m: int, most: int) -> Tensor:
     """The same for a mask that is chosen m columns at a time, on reaching them; returns keep_BR.
 
     choose(V_MR, columns): their keep_MR by V as it is if all of the group stay. most: how many of a group go at most.

@@ -18,10 +18,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from obsprune.core.column_sweep import sweep, sweep_groups
+from obsprune.core.column_sweep import Choose, sweep, sweep_groups
 from obsprune.core.linalg import dead_columns, factorise
 from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
+from obsprune.kernels import take
 from obsprune.solvers.base import Solver, State, dead_first
 
 
@@ -41,6 +42,11 @@ class Factored(State):
         eye_BB = torch.eye(len(K_BB), dtype=K_BB.dtype, device=K_BB.device)
         U_BB: Tensor = torch.linalg.solve_triangular(K_BB, eye_BB, upper=True)
         return U_BB
+
+    def cost(self, tile: slice) -> Tensor:
+        """k_B, but 0 for dead inputs."""
+        k_B = self.k_C1[tile, 0]
+        return k_B if self.dead_C is None else k_B.masked_fill(self.dead_C[tile], 0)
 
     def scores(self, V_BR: Tensor, columns: slice) -> Tensor:
         """The root of what it costs that a weight goes [R, B]."""
@@ -85,8 +91,22 @@ def _sweep(V_BR: Tensor, G_BB: Tensor, state: Factored, pattern: Pattern, tile: 
         rule = pattern.tile(V_MR.shape[1], within.start, within.stop)
         return rule.keep(state.scores(V_MR, within)).T
 
+    if take(V_BR):
+        return _launch(V_BR, G_BB, state, pattern, tile, choose)
     if pattern.group is not None:
         return sweep_groups(V_BR, G_BB, choose, pattern.group, pattern.pruned(1, pattern.group))
     keep_BR = choose(V_BR, slice(0, len(V_BR)))
     sweep(V_BR, G_BB, keep_BR)
+    return keep_BR
+
+
+def _launch(V_BR: Tensor, G_BB: Tensor, state: Factored, pattern: Pattern, tile: slice, choose: Choose) -> Tensor:
+    """The same in one launch of a kernel; a pattern of groups keeps the best of each."""
+    from obsprune.kernels import column_sweep as kernel  # imports Triton
+
+    if pattern.group is not None:
+        kept = pattern.group - pattern.pruned(1, pattern.group)
+        return kernel.sweep_groups(V_BR, G_BB, state.cost(tile), kept, pattern.group)
+    keep_BR = choose(V_BR, slice(0, len(V_BR)))
+    kernel.sweep(V_BR, G_BB, keep_BR)
     return keep_BR
