@@ -20,16 +20,19 @@ SIZES = 8
 """Step sizes of a first round, each a solve of every matrix."""
 PENALTIES, INNER, POLISH = 8, 6, 20
 """Of ADMM: factorisations a Gram, iterations at each, PCG steps at the end."""
+PART = 2048
+"""Rows of a Gram that are made at a time, up to the diagonal (core/products.py)."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Assumed rates. dense, single: flop/s of bf16 and of float32 products (float32 as torch does it by default, not
-    TF32); memory: bytes/s; link, net: bytes/s of one GPU inside its node and of one node; bytes: of memory.
+    """Assumed rates. dense, quick, single: flop/s of bf16, TF32 and float32 products; memory: bytes/s; link, net:
+    bytes/s of one GPU inside its node and of one node; bytes: of memory.
     """
 
     name: str
     dense: float
+    quick: float
     single: float
     memory: float
     link: float
@@ -38,9 +41,9 @@ class Device:
 
 
 DEVICES = [
-    Device("A100 80 GB", 312e12, 19.5e12, 2.0e12, 300e9, 200e9, 80e9),
-    Device("H100 80 GB", 989e12, 67e12, 3.35e12, 450e9, 400e9, 80e9),
-    Device("H200 141 GB", 989e12, 67e12, 4.8e12, 450e9, 400e9, 141e9),
+    Device("A100 80 GB", 312e12, 156e12, 19.5e12, 2.0e12, 300e9, 200e9, 80e9),
+    Device("H100 80 GB", 989e12, 495e12, 67e12, 3.35e12, 450e9, 400e9, 80e9),
+    Device("H200 141 GB", 989e12, 495e12, 67e12, 4.8e12, 450e9, 400e9, 141e9),
 ]
 DISK = 10e9
 """Bytes/s that one node reads from a shared disk, whoever else reads."""
@@ -107,8 +110,8 @@ def forward(model: Llama, tokens: int) -> float:
 
 
 def gram(c: int, tokens: int) -> float:
-    """Σ x xᵀ: 2 T C² (half would do, but a symmetric product is computed whole)."""
-    return 2.0 * tokens * c * c
+    """Σ x xᵀ: T C², and the other half of what is on the diagonal."""
+    return sum(2.0 * tokens * min(PART, c - start) * min(start + PART, c) for start in range(0, c, PART))
 
 
 def grams(model: Llama, tokens: int) -> float:
@@ -130,9 +133,14 @@ def ladder(c: int) -> float:
     return PENALTIES * c**3
 
 
-def iterations(r: int, c: int) -> float:
-    """ADMM on one matrix: products R C² of all inner steps, of the start, and of the polishing ones."""
-    return 2.0 * r * c * c * (PENALTIES * INNER + 1 + POLISH + 3)
+def search(r: int, c: int) -> float:
+    """ADMM on one matrix: products R C² of all inner steps."""
+    return 2.0 * r * c * c * PENALTIES * INNER
+
+
+def polish(r: int, c: int) -> float:
+    """Of the start, and of the steps on the final mask."""
+    return 2.0 * r * c * c * (POLISH + 3)
 
 
 # ------------------------------------------------------------------------------------------------ seconds
@@ -144,6 +152,10 @@ def seconds_factoring(flops: float, device: Device) -> float:
 
 def seconds_single(flops: float, device: Device) -> float:
     return flops / (EFFICIENCY * device.single)
+
+
+def seconds_quick(flops: float, device: Device) -> float:
+    return flops / (EFFICIENCY * device.quick)
 
 
 def seconds_dense(flops: float, device: Device) -> float:
@@ -163,7 +175,7 @@ SPARSEGPT = Solver(
 )
 ADMM = Solver(
     lambda c, device: seconds_factoring(ladder(c) + c**3 / 3, device),
-    lambda r, c, device: seconds_single(iterations(r, c) + 2.0 * r * c * c, device),
+    lambda r, c, device: seconds_quick(search(r, c), device) + seconds_single(polish(r, c) + 2.0 * r * c * c, device),
 )
 """With the corrected target: one factorisation more, and its solution for R rows."""
 
@@ -248,21 +260,23 @@ def reduced(size: float, gpus: int, device: Device) -> float:
 def one_shot(model: Llama, two: bool, gpus: int, device: Device) -> Phase:
     """One block of SparseGPT on one stream, or of ADMM with corrected targets on two."""
     tokens = (TOKENS + HELD if two else TOKENS) // gpus
-    products = grams(model, tokens) * (2 if two else 1) + (residuals(model, tokens) if two else 0.0)
+    products = grams(model, tokens) + (crosses(model, tokens) if two else 0.0)
     solver, stages = (ADMM, apart(model)) if two else (SPARSEGPT, together(model))
     sums = gram_bytes(model) * (SUMS_TWO if two else 1) + 2.0 * model.block
     return Phase(
         forward=seconds_dense((model.passes if two else 2.0) * forward(model, tokens), device),
-        grams=seconds_single(products, device),
+        grams=seconds_dense(products, device),
         solve=critical(model, solver, stages, gpus, device),
         traffic=reduced(sums, gpus, device),
         disk=2.0 * model.block / DISK,
     )
 
 
-def residuals(model: Llama, tokens: int) -> float:
-    """Σ (g − h) xᵀ of the two matrices that write to the residual stream."""
-    return 2.0 * tokens * model.d * (model.d + model.f)
+def crosses(model: Llama, tokens: int) -> float:
+    """Σ (y − x) xᵀ of each input, and Σ (g − h) xᵀ of the two matrices that write to the residual stream; a difference
+    is the sum of two narrow ones, and so each is two products.
+    """
+    return 2 * 2.0 * tokens * (sum(c * c for c, _ in model.groups) + model.d * (model.d + model.f))
 
 
 def gram_bytes(model: Llama) -> float:
@@ -288,7 +302,7 @@ def round_phases(model: Llama, gpus: int, device: Device) -> dict[str, float]:
         "fine-tuning": seconds_dense(4 * SEARCHED * forwards, device),
         "its all-reduce": 2 * STEPS * SEARCHED * reduced(4.0 * model.layers * model.block, gpus, device),
         "gradients": seconds_dense(4 * forwards, device),
-        "Grams": seconds_single(model.layers * grams(model, TOKENS // gpus), device),
+        "Grams": seconds_dense(model.layers * grams(model, TOKENS // gpus), device),
         "solve": model.layers * critical(model, ADMM, together(model), gpus, device, SIZES),
         "judging": seconds_dense(scores * model.layers * forward(model, HELD // gpus), device),
     }
@@ -320,11 +334,14 @@ def size(count: float) -> str:
 
 def assumptions() -> str:
     rows = [
-        [d.name, f"{d.dense / 1e12:.0f}", f"{d.single / 1e12:.4g}", f"{d.memory / 1e12:.2f}",
+        [d.name, f"{d.dense / 1e12:.0f}", f"{d.quick / 1e12:.0f}", f"{d.single / 1e12:.4g}", f"{d.memory / 1e12:.2f}",
          f"{d.link / 1e9:.0f}", f"{d.net / 8e9:.0f}", f"{d.bytes / 1e9:.0f}"]
         for d in DEVICES
     ]  # fmt: skip
-    head = ["GPU", "bf16, Tflop/s", "float32, Tflop/s", "memory, TB/s", "NVLink, GB/s", "InfiniBand a GPU, GB/s", "GB"]
+    head = [
+        "GPU", "bf16, Tflop/s", "TF32, Tflop/s", "float32, Tflop/s", "memory, TB/s", "NVLink, GB/s",
+        "InfiniBand a GPU, GB/s", "GB",
+    ]  # fmt: skip
     return table(head, rows)
 
 
@@ -342,8 +359,8 @@ def work() -> str:
                 power(sum(factorisation(c) for c, _ in m.groups)),
                 power(sum(sweep(*shape) for shape in m.matrices.values())),
                 power(sum(ladder(c) for c, _ in m.groups)),
-                power(sum(iterations(*shape) for shape in m.matrices.values())),
-                f"{iterations(*m.matrices['down']) / sum(iterations(*s) for s in m.matrices.values()):.0%}",
+                power(sum(search(*shape) + polish(*shape) for shape in m.matrices.values())),
+                f"{search(*m.matrices['down']) / sum(search(*s) for s in m.matrices.values()):.0%}",
             ]
         )
         assert cs["down"] == m.f

@@ -27,6 +27,7 @@ def test_shapes_of_a_tiny_model_by_hand() -> None:
     }  # fmt: skip
     assert TINY.block == 16 + 8 + 8 + 16 + 3 * 24
     assert scaling.grams(TINY, 10) == 2 * 10 * (3 * 16 + 36)
+    assert scaling.gram(5000, 10) == 2 * 10 * (2048 * 2048 + 2048 * 4096 + (5000 - 4096) * 5000)
     assert scaling.gram_bytes(TINY) == 4 * (3 * 16 + 36)
     used = (16 + 8) + (16 + 8 + 8 + 16) + (48 + 24) + TINY.block
     assert TINY.passes == pytest.approx(2 * used / TINY.block + 2)

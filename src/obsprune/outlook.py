@@ -12,7 +12,7 @@ from obsprune.plan import Plan, make_plan, make_tasks
 from obsprune.progress import Progress
 from obsprune.ranks import ALONE, Ranks
 from obsprune.recipe import Recipe
-from obsprune.resources import Free, Needs, free_at, reckon, require
+from obsprune.resources import Free, Needs, fitted, free_at, reckon, require
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def look_ahead(
     """The plan, what it needs, and how long it will take; writes nothing that stays. Raises InputError when memory or
     disk do not suffice.
     """
-    plan = make_plan(recipe, token, ranks)
+    plan = fitted(make_plan(recipe, token, ranks))
     tasks, missing = ranks.agree(lambda: make_tasks(plan))
     notices, needs, free = [*plan.notices, *missing], reckon(plan, tasks), free_at(plan, output)
     ranks.agree(lambda: require(needs, free, plan))

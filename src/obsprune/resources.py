@@ -26,6 +26,8 @@ from obsprune.ranks import ALONE, Ranks
 from obsprune.report.memory import anonymous_bytes
 
 CPU = torch.device("cpu")
+WORK = 2**42
+"""Flops of a block's forward in one batch: some 10 ms of a GPU, beside which the host's part of it does not count."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,37 @@ def waits(plan: Plan, waiting: int) -> str:
     return "host" if 2 * waiting <= free_bytes(CPU) and plan.model.device != CPU else "disk"
 
 
+def leaves_open(plan: Plan) -> bool:
+    """Whether the batch size is to be found: on a CPU no size is faster than another."""
+    return plan.recipe.engine.batch_size == "auto" and plan.model.device.type == "cuda"
+
+
+def fitted(plan: Plan, known: int | str | None = None) -> Plan:
+    """The plan with a batch size where its recipe leaves it open: the one that an unfinished run goes on with, or what
+    suits every process.
+    """
+    if not leaves_open(plan):
+        return plan
+    recipe, ranks = plan.recipe, plan.model.ranks
+    size = known if isinstance(known, int) else min(ranks.gather(ranks.agree(lambda: batch_size(own_share(plan)))))
+    return replace(plan, recipe=replace(recipe, engine=replace(recipe.engine, batch_size=size)))
+
+
+def batch_size(plan: Plan) -> int:
+    """Samples of one forward of one process: twice as many as usual, and again, while a block's forward has less than
+    WORK to do; half as many while they take more than a quarter of the free memory. Matching makes a step a batch, so
+    there they are not more than usual.
+    """
+    found = shapes(plan.model, plan.model.batches(plan.draw.calibration.take([0]), 1)[0]).values()
+    flops, graph = max(part.flops for part in found), max(part.graph for part in found)
+    size, most = plan.draw.calibration.together, len(plan.draw.calibration)
+    while not plan.recipe.matching.passes and 2 * size <= most and 2 * size * flops <= WORK:
+        size *= 2
+    while size > 1 and 4 * size * graph > free_bytes(plan.model.device):
+        size //= 2
+    return size
+
+
 def reckon(plan: Plan, tasks: Iterable[Task]) -> Needs:
     """The memory and disk that a plan needs in one process; looks at one sample in one block of each kind."""
     ranks, plan = plan.model.ranks, own_share(plan)
@@ -133,11 +166,11 @@ class Reckoning:
         draw, two = self.plan.draw, self.plan.has_two_streams
         samples = 2 * (len(draw.calibration) + len(draw.heldout)) if two else len(draw.calibration)
         waiting, block = int(COPIES * self.crossing * samples), max(map(self._block, self.found.values()))
-        return self._with_activations(waiting, block)
+        return self._with_activations(waiting, self.crossing * self.plan.stream_size, block)
 
-    def _with_activations(self, waiting: int, work: int) -> Bytes:
-        """Activations wait on the device, in host memory, on disk."""
-        apart = {"host": Bytes(work, host=waiting), "disk": Bytes(work, disk=waiting)}
+    def _with_activations(self, waiting: int, batch: int, work: int) -> Bytes:
+        """Activations wait on the device, in host memory (from which the next batch's come ahead), on disk."""
+        apart = {"host": Bytes(work + batch, host=waiting), "disk": Bytes(work, disk=waiting)}
         return apart.get(waits(self.plan, waiting), Bytes(work + waiting))
 
     def _block(self, part: Shapes) -> int:
@@ -194,7 +227,9 @@ class Reckoning:
         logits = samples.positions * model.classes * (size * model.dtype.itemsize + 8)
         block = max(part.elements for part in self.found.values()) * model.dtype.itemsize
         graph = int(size * share * max(part.graph for part in self.found.values()))
-        return self._with_activations(int(COPIES * self.crossing * share * len(samples)), block + max(logits, graph))
+        sample = self.crossing * share
+        waiting, batch = int(COPIES * sample * len(samples)), int(sample * size)
+        return self._with_activations(waiting, batch, block + max(logits, graph))
 
 
 @dataclass(frozen=True)

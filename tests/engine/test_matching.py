@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 from zoo import SIDE_CHANNEL, Zoo, reference, token_batches
 
+from obsprune.engine import matching
 from obsprune.engine.matching import FLOOR, PATIENCE, Goals, Matched, Matching, hidden
+from obsprune.engine.matching import distance as squared
 from obsprune.errors import InputError
 from obsprune.models.blocks import Block
 from obsprune.models.load import load
@@ -32,9 +34,11 @@ def pruned(source: Path, tokens: Path, output: Path, **settings: Any) -> dict[st
 
 
 @contextmanager
-def at_first_block(directory: Path, work: int, judge: int) -> Iterator[tuple[Stop, Block, Goals, list[Any]]]:
+def at_first_block(
+    directory: Path, work: int, judge: int, dtype: str = "auto"
+) -> Iterator[tuple[Stop, Block, Goals, list[Any]]]:
     """The first block with half of its weights zero, what it gave when it was dense, and the calls."""
-    model, batches = load(str(directory)), token_batches(work + judge)
+    model, batches = load(str(directory), dtype=dtype), token_batches(work + judge)
     with Walk(model.network, [block.module for block in model.blocks], batches) as walk:
         stop, block = next(iter(walk)), model.blocks[0]
         with block.loaded(model.device):
@@ -94,6 +98,19 @@ def test_as_by_hand(zoo: Zoo, family: str) -> None:
         assert errors[-1] == min(errors)  # so that the weights below are those of the last pass
         for name, parameter in plain.named_parameters():
             torch.testing.assert_close(block.module.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_that_do_not_fit_are_made_to(zoo: Zoo, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scaled by a power of two, the loss leads to the same weights, but for a step or two that overflowed."""
+    found = []
+    for factor in (1.0, 2.0**20):
+        with at_first_block(zoo("llama"), 3, 2, dtype) as (stop, block, goals, _):
+            monkeypatch.setattr(matching, "distance", lambda y, goal, f=factor: f * squared(y, goal))
+            found.append(Matching(4, 0.02)(stop, block, goals, ALONE, lambda text: None))
+    small, large = found
+    assert small.after < 0.9 * small.before
+    assert large.after == pytest.approx(small.after * 2**20, rel=0.1)
 
 
 def test_nothing_is_kept_of_a_rate_that_is_too_high(zoo: Zoo) -> None:

@@ -7,16 +7,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from anonymous import MB, now
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from zoo import ZOO, Zoo, logits, reference, token_batches
 
 from obsprune.errors import OutputError
 from obsprune.models import activations
-from obsprune.models.activations import Activations, InFiles, OnDevice, chooser, movable, trim_heap
+from obsprune.models.activations import (
+    Activations,
+    Arrival,
+    InFiles,
+    InHost,
+    OnDevice,
+    address,
+    chooser,
+    movable,
+    trim_heap,
+)
 from obsprune.models.load import load
 
 CPU = torch.device("cpu")
@@ -174,6 +185,56 @@ def test_the_choice_is_made_by_what_the_first_batch_brings(zoo: Zoo, monkeypatch
     assert len(asked) == 1  # what autograd follows stays where it is
 
 
+class Fetching:
+    """An InHost whose copies are made at once, and noted, where there is no GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent, self.waited = list[int](), list[int]()
+        self.place = InHost(torch.device("cuda"))
+
+        def send(storage: UntypedStorage) -> Arrival:
+            self.sent.append(storage.data_ptr())
+            there = torch.empty(0, dtype=torch.uint8).set_(storage.clone())
+            return Arrival(there, cast("torch.cuda.Event", storage.data_ptr()))
+
+        def fetch(self: Activations, storage: UntypedStorage) -> UntypedStorage:
+            return storage.clone()
+
+        monkeypatch.setattr(self.place, "_sent", send)
+        monkeypatch.setattr(activations._Elsewhere, "_fetched", fetch)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(wait_event=self.waited.append))
+
+
+def test_what_is_expected_comes_once_and_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetching, x, y = Fetching(monkeypatch), torch.randn(LARGE), torch.randn(LARGE)
+    place, where = fetching.place, x.data_ptr()
+    place.expect([x, x.view(2, -1)])
+    assert fetching.sent == [where] and not fetching.waited
+    for read in place.read([x, y]):
+        assert read is not x and read is not y
+    assert torch.equal(place.read(x), x) and fetching.waited == [where]  # the second time it is fetched as ever
+    place.expect([x])
+    place.expect([y])
+    place.read([x])
+    assert fetching.waited == [where]  # no longer expected
+    place.expect([])
+    assert not place.coming
+
+
+def test_the_batch_behind_is_expected(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "LEAST", 1)
+    model, fetching = load(str(zoo("llama"))), Fetching(monkeypatch)
+    with replace(model, activations=lambda needed: fetching.place).walk(token_batches(3)) as walk:
+        for stop in walk:
+            entering = {key: sorted({address(x) for x in movable(walk.calls[key])}) for key in stop.keys}
+            with model.blocks[stop.index].loaded(CPU):
+                for key in stop.keys:
+                    fetching.sent.clear()
+                    output = stop.run(key)
+                    assert sorted(fetching.sent) == entering.get(key + 1, [])
+                    stop.leave(key, output)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("where", ["host", "disk"])
@@ -193,6 +254,29 @@ def test_on_a_gpu_they_are_away_too(zoo: Zoo, where: str, tmp_path: Path, monkey
                 with model.blocks[stop.index].loaded(model.device):
                     stop.hand_on()
     assert all(map(torch.equal, found["device"], found[where]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_what_is_expected_comes_while_it_computes() -> None:
+    """Whatever is under way, and however memory is used again: the copies are what was put away."""
+    device = torch.device("cuda")
+    place, work = InHost(device), torch.randn(4096, 4096, device=device)
+    batches = [torch.full((2**22,), float(key), device=device) for key in range(8)]
+    place.put(batches)
+    assert {x.device.type for x in batches} == {"cpu"}
+    place.expect(batches[:1])
+    for key, x in enumerate(batches):
+        read = place.read(x)
+        place.expect(batches[key + 1 : key + 2])
+        for _ in range(20):
+            work = (work @ work).clamp_(-1, 1)
+        scratch = [torch.empty_like(read).fill_(-1) for _ in range(3)]  # memory just freed
+        assert read.device.type == "cuda" and bool((read == key).all())
+        del read, scratch
+    place.expect(batches)
+    place.expect([])  # given up while they are on their way
+    assert bool((torch.zeros(2**22, device=device) == 0).all())
 
 
 @pytest.mark.parametrize(

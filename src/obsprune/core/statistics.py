@@ -14,6 +14,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from obsprune.core.products import add_cross, add_gram
+
 SUM = torch.float32
 """What sums are kept in. All mathematics of the solvers follows; float64 is for comparison."""
 
@@ -33,7 +35,8 @@ class Gram(Statistic):
     """H = Σ x xᵀ in at least float32 [C, C]: the Hessian of the layer problem (SparseGPT, section 3.1), unscaled; and
     Σ x [C], for the mean.
 
-    Inputs may be bf16 or fp16; the sum never is (accumulating in bf16 costs 2e-3 relative error).
+    Inputs may be bf16 or fp16, which a GPU multiplies as they are; the sum never is (accumulating in bf16 costs 2e-3
+    relative error).
     `name` says whose inputs these are, for messages.
     """
 
@@ -44,9 +47,7 @@ class Gram(Statistic):
 
     def add(self, x_TC: Tensor) -> None:
         """Adds the tokens of one batch."""
-        x_TC = x_TC.to(self.H_CC.dtype)
-        self.H_CC.addmm_(x_TC.T, x_TC)
-        self.sum_C += x_TC.sum(0)
+        add_gram(self.H_CC, self.sum_C, x_TC)
         self.count += x_TC.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -90,7 +91,7 @@ class Cross(Statistic):
 
     def add(self, y_TR: Tensor, x_TC: Tensor) -> None:
         """Adds the tokens of one batch, in both the same ones in the same order."""
-        self.K_RC.addmm_(y_TR.to(self.K_RC.dtype).T, x_TC.to(self.K_RC.dtype))
+        add_cross(self.K_RC, y_TR, x_TC)
         self.count += x_TC.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:

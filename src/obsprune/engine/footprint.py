@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from obsprune.core.statistics import SUM
 from obsprune.engine.inputs import shared_inputs
@@ -30,7 +31,8 @@ next, the gradient, one in passing; and the mask, a byte."""
 @dataclass(frozen=True)
 class Shapes:
     """One kind of block. elements: of all its parameters; prunable: of its matrices; groups: those that share a Gram,
-    those of one parameter side by side; call, graph: bytes of one sample that enter it, and that its graph keeps.
+    those of one parameter side by side; call, graph: bytes of one sample that enter it, and that its graph keeps;
+    flops: of its forward on one sample.
     """
 
     elements: int
@@ -38,6 +40,7 @@ class Shapes:
     groups: Sequence[Sequence[Sequence[tuple[int, int]]]]
     call: int
     graph: int
+    flops: int
 
     def grams(self, sums: int) -> list[int]:
         """Of each group of matrices, `sums` of the size of a Gram."""
@@ -70,14 +73,17 @@ def shapes(model: Model, sample: Batch) -> dict[Kind, Shapes]:
 
     def visit(stop: Stop, block: Block) -> dict[int, Any]:
         groups = together(shared_inputs(stop, block.matrices)) if block.matrices else []
+        with FlopCounterMode(display=False) as counter:
+            output = stop.run(0)
         found[kind_of_block(block)] = Shapes(
             elements=sum(parameter.numel() for parameter in block.module.parameters()),
             prunable=_prunable(block.matrices),
             groups=[[[matrix.shape for matrix in group] for group in side] for side in groups],
             call=_distinct_bytes(floats(stop.call(0))),
             graph=_graph_bytes(stop, block),
+            flops=counter.get_total_flops(),
         )
-        return {0: stop.run(0)}
+        return {0: output}
 
     short_walk(model, model.walk([sample]), visit)
     return found

@@ -28,7 +28,7 @@ class Enough(Exception):
 
 @dataclass
 class Quota:
-    """So many things are wanted of a forward; `seen` raises Enough at the last one."""
+    """So many things are wanted of a forward; `seen` raises Enough at the last one. 0: nobody knows how many."""
 
     left: int
 
@@ -102,16 +102,21 @@ def measure(
 
 
 def _measure_together(stop: Stop, groups: list[list[Matrix]]) -> list[Gram] | None:
-    """The Grams of the groups, or None as soon as a batch shows that a group has more than one input."""
+    """The Grams of the groups, or None as soon as a batch shows that a group has more than one input. A forward ends
+    with the last call of a matrix, but for the first one, which counts them.
+    """
     grams = {group[0]: Gram(group[0].shape[1], group[0].name, group[0].device) for group in groups}
+    matrices, wanted = [matrix for group in groups for matrix in group], 0
 
-    def add(matrix: Matrix, x: Tensor) -> None:
+    def add(quota: Quota, matrix: Matrix, x: Tensor) -> None:
         if matrix in grams:
             for x_TC in matrix.tokens(x):
                 grams[matrix].add(x_TC)
+        quota.seen()
 
     for key in stop.keys:
-        calls = calls_of(partial(stop.run, key), [matrix for group in groups for matrix in group], add)
+        calls = calls_of(partial(stop.run, key), matrices, partial(add, Quota(wanted)))
+        wanted = sum(map(len, calls.values()))
         if any(calls.get(matrix) != calls.get(group[0]) for group in groups for matrix in group):
             return None
     return list(grams.values())

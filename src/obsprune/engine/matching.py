@@ -6,7 +6,7 @@ Adam on the squared error, zeros kept, float32 masters; one block and its activa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -25,6 +25,8 @@ FLOOR = 0.1
 """The share of the rate that is left at the end."""
 PATIENCE = 3
 """Passes in a row that may be no better than the best one."""
+LESS = 2.0**-4
+"""By what the loss is scaled, once more, when a gradient overflows float16."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,18 @@ class Matching:
         keys = list(work)
         for place, index in enumerate(torch.randperm(len(keys), generator=order).tolist()):
             key, done = keys[index], (number + place / len(keys)) / self.passes
-            torch.autograd.backward([distance(stop.run(key, record=True), work[key])])
+            torch.autograd.backward([learner.scale * distance(stop.run(key, record=True), work[key])])
             learner.step(self.rate * (FLOOR + (1 - FLOOR) * cosine(done)))
 
 
 class _Learner:
     """Float32 masters of what is tuned in a block, and their Adam state. Zeros of matrices stay, and so do matrices
-    that are left dense in a parameter with others.
+    that are left dense in a parameter with others. scale: of the loss, a power of two, so that gradients fit float16;
+    the masters know nothing of it.
     """
 
     def __init__(self, block: Block, ranks: Ranks) -> None:
-        self.parameters, self.ranks, self.number = block.tunable, ranks, 0
+        self.parameters, self.ranks, self.number, self.scale = block.tunable, ranks, 0, 1.0
         self.masters = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
         weights = {matrix.parameter for matrix in block.matrices}
         self.keep = {name: (W != 0) | (name not in weights) for name, W in self.masters.items()}
@@ -105,16 +108,26 @@ class _Learner:
         self.moments = {name: (torch.zeros_like(W), torch.zeros_like(W)) for name, W in self.masters.items()}
 
     def step(self, rate: float) -> None:
-        """Takes the gradients out of the parameters."""
+        """Takes the gradients out of the parameters; when one of them has overflowed, that is all."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}  # all that are used
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        if self._overflown(list(gradients.values())):
+            self.scale *= LESS
+            return
         self.number += 1
         for name, W in self.masters.items():
-            gradient, self.parameters[name].grad = self.parameters[name].grad, None
-            if gradient is not None:  # a norm that the block does not use
-                gradient = gradient.float()
+            if name in gradients:
+                gradient = gradients.pop(name).float() / self.scale
                 self.ranks.sum([gradient])
                 gradient = gradient * self.keep[name]
                 Adam().step(W, gradient, *self.moments[name], rate * self.scales[name], self.number)
         self.restore(self.masters)
+
+    def _overflown(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether float16 was too narrow for one of them, in any process; wider ranges are not asked."""
+        narrow = [~x.isfinite().all() for x in gradients if x.dtype == torch.float16]
+        return bool(narrow) and total(self.ranks, [float(torch.stack(narrow).any())])[0] > 0
 
     def snapshot(self) -> dict[str, Tensor]:
         return {name: W.clone() for name, W in self.masters.items()}
@@ -142,10 +155,10 @@ def hidden(output: Any) -> Tensor:
 
 def error(stop: Stop, goals: Mapping[int, Any], ranks: Ranks) -> float:
     """Squared error over squared output on some batches of all processes."""
-    lost = energy = 0.0
+    sums = torch.zeros(2, dtype=torch.float64)
     for key, goal in goals.items():
         output = stop.run(key)
-        lost += float(distance(output, goal))
-        energy += float(hidden(goal).to(hidden(output).device, torch.float32).square().sum())
-    lost, energy = total(ranks, [lost, energy])
-    return lost / energy
+        energy = hidden(goal).to(hidden(output).device, torch.float32).square().sum()
+        sums = sums.to(energy.device) + torch.stack([distance(output, goal), energy])  # a GPU is waited for at the end
+    lost, whole = total(ranks, sums.tolist())
+    return lost / whole

@@ -137,7 +137,7 @@ class _Pairs:
             for dense_input, sparse_input in zip(y[leader], x[leader], strict=True):
                 cross = self._cross(self.crosses, leader, leader.shape[1])
                 for y_TC, x_TC in zip(leader.tokens(dense_input), leader.tokens(sparse_input), strict=True):
-                    cross.add(y_TC.float() - x_TC.float(), x_TC)
+                    cross.add(y_TC.float() - x_TC, x_TC)
             for matrix in (matrix for matrix in group if matrix in self.junctions):
                 for g_TR, h_TR, sparse_input in zip(g[matrix], h[matrix], x[leader], strict=True):
                     self._add_residual(matrix, g_TR - h_TR, leader.tokens(sparse_input))

@@ -13,6 +13,8 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -40,6 +42,12 @@ class Activations(ABC):
         """Moves them there, in place: every reference to them stays valid. Raises OutputError when it is full."""
 
     @abstractmethod
+    def expect(self, tensors: Iterable[Tensor]) -> None:
+        """These will be read next, and may be fetched while the device is at work; what was expected before no longer
+        is.
+        """
+
+    @abstractmethod
     def read(self, tree: Any) -> Any:
         """The tree with its tensors on the device: copies of those that were moved, the others themselves."""
 
@@ -60,6 +68,9 @@ class OnDevice(Activations):
     def put(self, tensors: Iterable[Tensor]) -> None:
         """Nothing."""
 
+    def expect(self, tensors: Iterable[Tensor]) -> None:
+        """Nothing."""
+
     def read(self, tree: Any) -> Any:
         return tree
 
@@ -76,6 +87,9 @@ class _Elsewhere(Activations):
 
     def put(self, tensors: Iterable[Tensor]) -> None:
         _exchange([x for x in tensors if not self._holds(x)], self._stored)
+
+    def expect(self, tensors: Iterable[Tensor]) -> None:
+        """Nothing: what is not page-locked comes only while the host waits for it."""
 
     def read(self, tree: Any) -> Any:
         return tree if self.direct else tree_map_only(Tensor, self._copied, tree)
@@ -112,12 +126,52 @@ class _Elsewhere(Activations):
         """Whether a tensor lies there."""
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A copy of some memory on a GPU, complete when the event has happened."""
+
+    there: Tensor
+    event: torch.cuda.Event
+
+
 @final
 class InHost(_Elsewhere):
-    """In page-locked host memory, for a model on another device."""
+    """In page-locked host memory, for a model on another device.
+
+    coming: what is expected, on its way there, by the address it has here; the host's own memory is kept as long, so
+    that no other gets the address.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device, direct=False)
+        self.coming: dict[int, tuple[UntypedStorage, Arrival]] = {}
+
+    def expect(self, tensors: Iterable[Tensor]) -> None:
+        self.coming.clear()
+        if self.device.type == "cuda":
+            resting = {address(x): x.untyped_storage() for x in tensors if self._holds(x)}
+            self.coming = {where: (storage, self._sent(storage)) for where, storage in resting.items()}
+
+    @cached_property
+    def _beside(self) -> torch.cuda.Stream:
+        """Copies there run in it while the device computes."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def _sent(self, storage: UntypedStorage) -> Arrival:
+        """Begins a copy that waits for what is under way now (it may still use the memory), and for nothing later."""
+        there = torch.empty(storage.nbytes(), dtype=torch.uint8, device=self.device)
+        self._beside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._beside):
+            there.untyped_storage().copy_(storage, non_blocking=True)
+        there.record_stream(self._beside)  # it may be freed unused
+        return Arrival(there, self._beside.record_event())
+
+    def _fetched(self, storage: UntypedStorage) -> UntypedStorage:
+        if storage.data_ptr() not in self.coming:
+            return super()._fetched(storage)
+        _, arrival = self.coming.pop(storage.data_ptr())
+        torch.cuda.current_stream(self.device).wait_event(arrival.event)
+        return arrival.there.untyped_storage()
 
     def _room(self, size: int) -> UntypedStorage:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True).untyped_storage()

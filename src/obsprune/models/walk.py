@@ -106,9 +106,10 @@ class Stop:
 
     def run(self, key: int, record: bool = False) -> Any:
         """The block's output (whatever the block returns) for one batch, with its weights as they are now; `record`:
-        with its graph.
+        with its graph. Meanwhile the next batch's arguments come to the device.
         """
         args, kwargs = self.call(key)
+        self._walk.expect_after(key)
         with torch.set_grad_enabled(record):
             return self._walk.forwards[self.module](*args, **kwargs)
 
@@ -222,6 +223,11 @@ class Walk:
         self.calls[key] = at
         self.held[key] = [ref(x) for x in {*self._holding(key), *movable(at)}]
         self.put(self._holding(key))
+
+    def expect_after(self, key: int) -> None:
+        """As a rule the batch that waits behind this one is the next to run."""
+        behind = sorted(other for other in self.calls if other > key)[:1]
+        self.activations.expect(movable([self.calls[other] for other in behind]))
 
     def put(self, tree: Any) -> None:
         """Lets the large tensors of a tree lie where the waiting activations live."""

@@ -4,19 +4,21 @@ eigendecomposition (algorithms: section 5).
 The layer problem is split in two copies of the answer: B may be dense and minimises the loss, D obeys the pattern; V
 (scaled multipliers) and a penalty ρ pull them together. For small ρ the mask moves freely, for large ρ it settles.
 Legend: A_CC = H + λI; s_C = √diag A; the search runs on the scaled problem, N_CC = A/(s sᵀ) with unit diagonal and the
-dense weight X_RC = W·s, G_RC = X N, M_CC = (N + ρI)⁻¹; Z_RC the sparse answer; keep_RC True = survives.
+dense weight X_RC = W·s, M_CC = (N + ρI)⁻¹; Z_RC the sparse answer; keep_RC True = survives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor
 
-from obsprune.core.linalg import damped, dead_columns, layer_loss, refit
+from obsprune.core.linalg import damped, dead_columns, layer_loss_on_device, refit
 from obsprune.core.patterns import Pattern
+from obsprune.core.products import quick_product
 from obsprune.core.statistics import Gram
 from obsprune.errors import NotPositiveDefinite
 from obsprune.solvers.base import Solver, State, dead_first
@@ -25,6 +27,8 @@ RHO = 0.1
 """The first penalty; the diagonal of N is 1."""
 FREE, GROUPED = (2.0, 8), (1.5, 12)
 """(growth, number) of the penalties where each weight is judged by itself, and where columns are judged in groups."""
+Dense = Callable[[Tensor, Tensor, float, Tensor], Tensor]
+"""V_RC, D_RC, ρ, M_CC -> B_RC."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class ADMM(Solver[Scaled]):
 
     def _split(self, X_RC: Tensor, state: Scaled, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """The ladder of penalties; it ends early when the mask is the same at the end of two of them."""
-        G_RC, V_RC = X_RC @ state.N_CC, torch.zeros_like(X_RC)
+        dense, V_RC = (_differing if X_RC.is_cuda else _whole)(X_RC, state.N_CC), torch.zeros_like(X_RC)
         keep_RC = pattern.keep(dead_first(X_RC.abs(), state.dead_C))
         D_RC = X_RC.where(keep_RC, 0)
         growth, number = FREE if pattern.group is None else GROUPED
@@ -79,7 +83,7 @@ class ADMM(Solver[Scaled]):
             rho, before_RC = RHO * growth**rung, keep_RC
             M_CC = state.inverse(rho)
             for _ in range(self.inner):
-                B_RC = (G_RC - V_RC + rho * D_RC) @ M_CC
+                B_RC = dense(V_RC, D_RC, rho, M_CC)
                 T_RC = B_RC + V_RC / rho
                 keep_RC = pattern.keep(dead_first(T_RC.abs(), state.dead_C))
                 D_RC = T_RC.where(keep_RC, 0)
@@ -89,6 +93,20 @@ class ADMM(Solver[Scaled]):
         return D_RC, keep_RC
 
 
+def _whole(X_RC: Tensor, N_CC: Tensor) -> Dense:
+    """B = (X N − V + ρD) M: the minimiser where D, V and ρ are given."""
+    G_RC = X_RC @ N_CC
+    return lambda V_RC, D_RC, rho, M_CC: (G_RC - V_RC + rho * D_RC) @ M_CC
+
+
+def _differing(X_RC: Tensor, N_CC: Tensor) -> Dense:
+    """The same as X and what B differs from it by, for a GPU: without X N, whose largest part M would have to cancel,
+    the 11 bits of TF32 suffice (tests/solvers/test_tf32.py).
+    """
+    return lambda V_RC, D_RC, rho, M_CC: X_RC + quick_product(rho * (D_RC - X_RC) - V_RC, M_CC)
+
+
 def _nearer(W_RC: Tensor, one_RC: Tensor, other_RC: Tensor, A_CC: Tensor) -> Tensor:
     """Of two sparse points the one of less loss: where nothing or little is pruned, that is the weight itself."""
-    return one_RC if layer_loss(W_RC - one_RC, A_CC) < layer_loss(W_RC - other_RC, A_CC) else other_RC
+    one, other = (layer_loss_on_device(W_RC - Z_RC, A_CC) for Z_RC in (one_RC, other_RC))
+    return one_RC if bool(one < other) else other_RC
