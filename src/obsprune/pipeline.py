@@ -11,6 +11,7 @@ from typing import Any
 
 from obsprune.core.patterns import Pattern
 from obsprune.engine.allocation import Probe, choose, patterns_of
+from obsprune.engine.effort import efforts
 from obsprune.engine.layerwise import prune_blocks
 from obsprune.engine.packing import drop_dense, pack_beside
 from obsprune.engine.place import Place, Source, choose_place
@@ -21,13 +22,14 @@ from obsprune.engine.teacher import teach
 from obsprune.errors import InputError
 from obsprune.evaluate.task import Task
 from obsprune.models.load import Model, load, locate, open_checkpoint
+from obsprune.models.samples import Batch
 from obsprune.plan import Plan, bytes_needed, make_plan, make_streams, make_tasks, run_facts
 from obsprune.progress import Progress
 from obsprune.ranks import ALONE, Ranks
 from obsprune.recipe import Recipe
 from obsprune.report.memory import MemoryWatch
 from obsprune.report.report import Execution, build_report, read_report, write_report
-from obsprune.resources import free_at, reckon, require
+from obsprune.resources import fitted, free_at, reckon, require
 from obsprune.solvers.base import AnySolver
 
 
@@ -72,7 +74,8 @@ def prepare(
     """
     source = ranks.agree(lambda: locate(recipe.model.name, recipe.model.revision, token))
     run = RunDir.open(output, source, force, ranks, [recipe.data.dataset, *recipe.evaluation])
-    plan = make_plan(recipe, token, ranks, solver)
+    begun = (run.recorded("start") or {}).get("facts", {}).get("engine", {})
+    plan = fitted(make_plan(recipe, token, ranks, solver), begun.get("batch_size"))
     plan = replace(plan, model=plan.model.keeping(recipe.engine.activations, run.disk))
     for notice in plan.notices:
         progress.notice(notice)
@@ -80,7 +83,8 @@ def prepare(
     model, facts = plan.model, run_facts(plan)
     ranks.agree(lambda: require_same_everywhere(facts, ranks))
     small = model.kind.small(model.batches(plan.draw.calibration.take([0]), 1)[0])
-    ranks.agree(lambda: check_walk(model, small, progress))
+    entered = ranks.agree(lambda: check_walk(model, small, progress))
+    plan = replace(plan, efforts=efforts(model, all_tokens(plan, small, entered)))
     ranks.agree(lambda: require(reckon(plan, tasks), free_at(plan, output), plan))
     if recipe.iters > 1:
         ranks.agree(lambda: check_gradients(model, small))
@@ -91,6 +95,7 @@ def prepare(
 
 def carry_out(plan: Plan, tasks: list[Task], run: RunDir, progress: Progress) -> Plan:
     """Evaluates, prunes, completes the checkpoint and evaluates again; returns the plan with the shares it took."""
+    progress.ahead(0.0, "pruning")
     try:
         evaluate(plan.model, tasks, run, "dense", progress)
         if run.recorded("packed") is None:  # else the shards are gone
@@ -106,9 +111,13 @@ def carry_out(plan: Plan, tasks: list[Task], run: RunDir, progress: Progress) ->
 
 def make_sparse(plan: Plan, tasks: list[Task], run: RunDir, progress: Progress) -> Plan:
     """The dense result, whole; returns the plan with the shares it took."""
+    progress.ahead(0.0, "further trials")
     plan = share_out(plan, run, progress)
+    rounds, last = plan.recipe.iters - 1, spent_on(tasks, run)
+    progress.ahead(last, f"{rounds} more round{'s' if rounds > 1 else ''}" if rounds else "")
     prune_once(plan, run, progress)
-    if plan.recipe.iters > 1:
+    if rounds:
+        progress.ahead(last, "the rest of the rounds")
         prune_again(plan, tasks, run, progress)
     run.finish(plan.model.checkpoint, plan.model.rest)
     return plan
@@ -136,7 +145,7 @@ def one_shot(plan: Plan, patterns: Mapping[str, Pattern], run: RunDir, progress:
     """Prunes and matches block after block."""
     projection = replace(plan.projection, patterns=patterns)
     matching, reestimate = plan.recipe.make_matching(), plan.recipe.engine.reestimate_norms
-    prune_blocks(plan.model, make_streams(plan), projection, run, progress, matching, reestimate)
+    prune_blocks(plan.model, make_streams(plan), projection, run, progress, matching, reestimate, plan.efforts)
 
 
 def share_out(plan: Plan, run: RunDir, progress: Progress) -> Plan:
@@ -222,6 +231,19 @@ def plan_tasks(plan: Plan, progress: Progress) -> list[Task]:
     return tasks
 
 
+def all_tokens(plan: Plan, batch: Batch, entered: Mapping[str, int]) -> dict[str, float]:
+    """How many tokens enter each matrix in all of the calibration, where so many of a batch with one sample do."""
+    calibration = plan.draw.calibration
+    shown = batch["input_ids"].numel() if plan.model.kind.positional else 1
+    return {name: count * len(calibration) * calibration.positions / shown for name, count in entered.items()}
+
+
+def spent_on(tasks: list[Task], run: RunDir) -> float:
+    """Seconds that the dense model's scores have taken, as far as they are known: a pruned one's take as many."""
+    scores = (run.recorded("score", task=task.name, who="dense") for task in tasks)
+    return sum(float(score["seconds"]) for score in scores if score)
+
+
 def evaluate(model: Model, tasks: list[Task], run: RunDir, who: str, progress: Progress) -> None:
     """Scores every task that the run has no score of yet."""
     for task in tasks:
@@ -237,6 +259,7 @@ def evaluate(model: Model, tasks: list[Task], run: RunDir, who: str, progress: P
 
 def evaluate_result(recipe: Recipe, tasks: list[Task], run: RunDir, progress: Progress) -> None:
     """Scores the finished checkpoint as anybody would load it."""
+    progress.ahead(0.0)
     if tasks:
         evaluate(open_result(recipe, run), tasks, run, "pruned", progress)
 

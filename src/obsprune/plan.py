@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -36,7 +37,8 @@ LOGIT_BYTES = 2**29
 @dataclass(frozen=True)
 class Plan:
     """What a recipe comes to, before anything is computed. solver: the recipe's, or a caller's own; opening, drawing:
-    seconds it took to open the model and to draw the samples.
+    seconds it took to open the model and to draw the samples; efforts: what each block costs beside the others, once
+    that is known.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Plan:
     notices: list[str]
     opening: float = 0.0
     drawing: float = 0.0
+    efforts: Sequence[float] = ()
 
     @property
     def projection(self) -> Projection:

@@ -83,7 +83,9 @@ def test_quiet(cli: Cli) -> None:
 def test_left_out_evaluation_is_said(cli: Cli) -> None:
     result = cli("prune", "demo", "--nsamples", "4")
     assert result.exit_code == 0
-    assert result.stderr.count("wikitext2 is left out") == 2  # at once, and with the result
+    assert result.stderr.count("wikitext2 is left out") == 1  # at once: it is in the report, too
+    report = json.loads(Path(result.stdout.strip(), "report.json").read_text())
+    assert any("wikitext2 is left out" in note for note in report["warnings"])
 
 
 def test_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:

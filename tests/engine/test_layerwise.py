@@ -10,15 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ZOO, Zoo, reference, token_batches
 
-from obsprune.core.patterns import Unstructured
+from obsprune.core.linalg import LOSS_COLUMNS, layer_loss
+from obsprune.core.patterns import NofM, Unstructured
 from obsprune.core.statistics import Gram
 from obsprune.engine.dealing import Deal
 from obsprune.engine.inputs import measure, shared_inputs
 from obsprune.engine.layerwise import Projection, prune_blocks, solve
 from obsprune.engine.rundir import RunDir
-from obsprune.engine.streams import Measured, OneStream, Stage
+from obsprune.engine.streams import Measured, OneStream, Point, Stage
 from obsprune.errors import InputError
 from obsprune.models.load import load
 from obsprune.models.matrices import LinearMatrix, Matrix
@@ -188,6 +190,16 @@ def test_sharing_that_breaks_later_is_measured_apart() -> None:
         assert of_a.count == of_b.count == 18
 
 
+def test_what_comes_after_the_last_input_is_not_computed() -> None:
+    model, done = Model(), dict.fromkeys("ab", 0)
+    for name in done:
+        model.block.get_submodule(name).register_forward_hook(lambda *_, name=name: done.update({name: done[name] + 1}))
+    for stop in toy_stop(model):
+        groups = [[matrix] for matrix in matrices(model, "a", "b")]
+        measure(stop, groups, ALONE)
+        assert done == {"a": 3, "b": 1}  # of three batches the first one tells how many calls there are
+
+
 def test_a_layer_that_is_never_called_is_named() -> None:
     model = Model()
     for stop in toy_stop(model):
@@ -200,3 +212,50 @@ def test_infinite_inputs_are_named() -> None:
     stage = Stage([Measured(gram, found)], Deal.of(found, ALONE))
     with pytest.raises(InputError, match=r"model\.layers\.7\.fc1 are not finite"):
         solve(stage, Projection(build("sparsegpt", {}), {}), lambda result: None)
+
+
+class Waits(TorchDispatchMode):
+    """How often the host asks for a number of a tensor: on a GPU it would wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def stage_of(count: int, point: Point = lambda matrix, dense: dense) -> tuple[Stage, Projection]:
+    """So many matrices with one input of more columns than a part of a loss has."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(3 * LOSS_COLUMNS, 4, bias=False).requires_grad_(False) for _ in range(count)]
+    matrices: list[Matrix] = [LinearMatrix(f"layer{n}", layer, torch.float32) for n, layer in enumerate(layers)]
+    gram = Gram(3 * LOSS_COLUMNS)
+    gram.add(torch.randn(50, 3 * LOSS_COLUMNS))
+    patterns = {matrix.name: NofM(2, 4) for matrix in matrices}
+    stage = Stage([Measured(gram, matrices, point)], Deal.of(matrices, ALONE))
+    return stage, Projection(build("wanda", {}), patterns)
+
+
+def test_a_matrix_is_waited_for_once() -> None:
+    counts = []
+    for matrices in (1, 4):
+        stage, projection = stage_of(matrices)
+        with Waits() as waits:
+            solve(stage, projection, lambda result: None)
+        counts.append(waits.count)
+    assert counts[1] - counts[0] == 3
+
+
+def test_losses_are_beside_the_dense_weight_whatever_was_asked() -> None:
+    for point in (lambda matrix, dense: dense, lambda matrix, dense: dense + 0.1):
+        stage, projection = stage_of(2, point)
+        dense = [matrix.read().clone() for matrix in stage.measured[0].group]
+        H_CC = stage.measured[0].gram.H_CC
+        for result, matrix, weight in zip(
+            solve(stage, projection, lambda result: None), stage.measured[0].group, dense, strict=True
+        ):
+            assert result.loss == layer_loss(weight - matrix.read(), H_CC)
+            assert result.error == result.loss / layer_loss(weight, H_CC)
+            assert result.zeros == int((matrix.read() == 0).sum()) == weight.numel() // 2

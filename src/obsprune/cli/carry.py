@@ -68,8 +68,13 @@ def carry_out(verb: Verb, recipe: Any, way: Way) -> None:
     with Watch(way.quiet or way.as_json or not way.speaks) as watch:
         report = verb.run(recipe, output, watch, way.force, way.token, command)
     if way.speaks:
-        tell(report, [] if way.quiet else verb.tables(report), way.as_json)
+        tell(report, [] if way.quiet else verb.tables(_news(report, watch)), way.as_json)
         _upload(way, Path(report["output"]))
+
+
+def _news(report: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    """The report with those of its notes that were not told on the way."""
+    return {**report, "warnings": [note for note in report["warnings"] if note not in watch.noticed]}
 
 
 def _check_hub(way: Way, dense: str) -> None:

@@ -9,17 +9,20 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
+from textwrap import wrap
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
+from obsprune.cli.bars import Ahead, Picture, left
 from obsprune.errors import InputError, NotPositiveDefinite, ObspruneError, OutputError, WalkMismatch, printable
+from obsprune.progress import Pace
 
 
 class Terminated(KeyboardInterrupt):
@@ -38,8 +41,10 @@ EXIT_CODES: dict[type[BaseException], int] = {
 """2 is what the user can mend."""
 LONGEST = 1500
 """Characters of a message."""
-PLAIN_SECONDS = 5.0
-"""Without a terminal, one line of progress at most so often."""
+PLAIN_SECONDS, SILENT_SECONDS = 5.0, 60.0
+"""Without a terminal, one line of progress at most so often, and one that only says how far it is."""
+UNFOLDED = 100
+"""Columns of a table that goes into a file, at least."""
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -100,68 +105,87 @@ def tell(found: dict[str, Any], shown: Iterable[Any], as_json: bool) -> None:
         typer.echo(json.dumps(found, indent=1))
         return
     for one in shown:
-        err.print(one)
+        show(one)
     if "output" in found:
         typer.echo(found["output"])
 
 
-class Watch:
-    """Progress as bars on a terminal, as plain lines elsewhere."""
+def show(table: Any) -> None:
+    """On stderr; what goes into a file is folded late, and nothing stands behind its lines."""
+    if err.is_terminal:
+        err.print(table, soft_wrap=False)
+        return
+    page = StringIO()
+    Console(file=page, width=max(err.width, UNFOLDED), highlight=False).print(table)
+    for line in page.getvalue().splitlines():
+        err.print(escape(line.rstrip()))
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet, self.live = quiet, err.is_terminal and not quiet
-        self.bars = Bars(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("[dim]{task.fields[text]}"), console=err, transient=True,
-        )  # fmt: skip
-        self.title, self.total, self.done, self.began, self.said = "", 0, 0, 0.0, 0.0
+
+class Watch:
+    """Progress as a bar on a terminal, as plain lines elsewhere."""
+
+    def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self.quiet, self.clock = quiet, clock
+        self.live = err.is_terminal and not err.is_dumb_terminal and not quiet
+        self.title, self.text, self.pace, self.after = "", "", Pace(0, clock=clock), Ahead()
+        self.said, self.noticed = clock(), list[str]()
+        self.bar = Live(get_renderable=self._picture, console=err, transient=True)
 
     def __enter__(self) -> Watch:
         if self.live:
-            self.bars.start()
+            self.bar.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self.live:
-            self.bars.stop()
+            self.bar.stop()
 
-    def stage(self, title: str, total: int) -> None:
+    def stage(self, title: str, total: int, costs: Sequence[float] = ()) -> None:
         """Begins a bar, or a line."""
-        self.title, self.total, self.done, self.began = title, total, 0, time.monotonic()
-        if self.live:
-            for task in self.bars.task_ids:
-                self.bars.remove_task(task)
-            self.bars.add_task(safe(title), total=total, text="")
+        self.title, self.text, self.pace = title, "", Pace(total, costs, self.clock)
 
-    def step(self, text: str = "") -> None:
+    def step(self, text: str = "", fresh: bool = True) -> None:
         """Moves the bar; a block's summary stays on the screen."""
-        self.done += 1
-        if text:
-            self._line(f"[{self.done}/{self.total}] {text}{self._eta()}", always=False)
-        if self.live:
-            self.bars.advance(self.bars.task_ids[-1])
+        self.text = ""
+        self.pace.step(fresh)
+        if self._due(text):
+            self._line(f"[{self.pace.done}/{self.pace.total}] {text or self.title}{self._left()}")
 
     def detail(self, text: str) -> None:
-        """Shows what is being worked on, beside the bar."""
-        if self.live:
-            self.bars.update(self.bars.task_ids[-1], text=safe(text))
+        """Shows what is being worked on, under the bar."""
+        self.text = text
+
+    def ahead(self, seconds: float, then: str = "") -> None:
+        """Counts what is known of the rest of the run, too."""
+        self.after = Ahead(seconds, then)
 
     def notice(self, text: str) -> None:
-        """A line that stays."""
-        self._line(f"note: {text}", always=True)
+        """A line that stays; the same one comes once."""
+        if text not in self.noticed:
+            self.noticed.append(text)
+            self._line(f"note: {text}")
 
     def line(self, text: str) -> None:
         """A line that stays, as it is."""
-        self._line(text, always=True)
+        self._line(text)
 
-    def _eta(self) -> str:
-        left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
-        return f"  ETA {left:.0f} s" if left >= 1 and not self.live else ""
+    def _picture(self) -> Group:
+        return Group(Picture(self.title, self.pace, self.after, self.text)) if self.title else Group()
 
-    def _line(self, text: str, always: bool) -> None:
+    def _due(self, text: str) -> bool:
         """Plain lines are thinned out, so that a log of a long run stays readable; the last one is always there."""
-        now = time.monotonic()
-        due = always or self.live or self.done == self.total or now - self.said >= PLAIN_SECONDS or self.done == 1
-        if not self.quiet and due:
-            err.print(safe(text))
-            self.said = now
+        if self.live or not text:
+            return bool(text) or (not self.live and self.clock() - self.said >= SILENT_SECONDS)
+        return self.pace.done in (1, self.pace.total) or self.clock() - self.said >= PLAIN_SECONDS
+
+    def _left(self) -> str:
+        told = "" if self.live else left(self.pace, self.after)
+        return f"  {told}" if told else ""
+
+    def _line(self, text: str) -> None:
+        """On a terminal folded between words."""
+        if not self.quiet:
+            folded = wrap(printable(text), err.width, subsequent_indent="  ") if err.is_terminal else [printable(text)]
+            for line in folded:
+                err.print(escape(line))
+            self.said = self.clock()

@@ -76,9 +76,15 @@ def prune(
 
 def _asked(preset: str | None, config: Path | None, flags: dict[str, Any], settings: list[str] | None) -> Recipe:
     from obsprune.presets import layered
+
+    trees = layered(preset, *layers(config, flags, settings))
+    if flags.get("solver"):
+        from obsprune.solvers import options as options_of
+
+        options_of(flags["solver"]["name"])  # or InputError, before transformers is imported, which takes seconds
     from obsprune.recipe import make_recipe
 
-    return make_recipe(*layered(preset, *layers(config, flags, settings)))
+    return make_recipe(*trees)
 
 
 def _verb(ranks: Ranks) -> Verb:

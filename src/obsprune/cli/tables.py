@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from obsprune.errors import printable
-
-SAID = {"error": ".4f", "damping": "g", "seconds": ".2f"}
-"""What a layer solver says of a matrix, and how it is written."""
 
 
 def new_table(title: str, columns: list[str], left: int = 1) -> Table:
@@ -31,15 +28,15 @@ def add_row(table: Table, *cells: Any) -> None:
     table.add_row(*(Text(printable(str(cell))) for cell in cells))  # Text: names from a model are never markup
 
 
-def plain(*tables: Table) -> str:
-    """Tables as text for stdout, as wide as the terminal and never folded below 100 columns when it is a pipe."""
+def plain(*tables: RenderableType) -> str:
+    """Tables and maps as text for stdout, as wide as the terminal; where it is a pipe, at least 100 columns."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 100))
     with console.capture() as capture:
         for table in tables:
             console.print(table)
-    return capture.get().rstrip()
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
 
 
 def times(name: str, count: int) -> str:
@@ -55,7 +52,10 @@ def short(task: str) -> str:
 
 def seconds(value: float) -> str:
     """Seconds as a person says them."""
-    return f"{value:.1f} s" if value < 120 else f"{value // 60:.0f} min {value % 60:.0f} s"
+    if value < 120:
+        return f"{value:.1f} s"
+    whole = round(value)
+    return f"{whole // 60} min {whole % 60} s" if whole < 7200 else f"{whole // 3600} h {whole // 60 % 60} min"
 
 
 def prune_tables(report: dict[str, Any]) -> list[Table]:
@@ -267,29 +267,6 @@ def _parts_tables(task: str, entry: dict[str, Any]) -> list[Table]:
                 add_row(table, name, *scores, _number(part[f"{metric}_stderr"]), part["questions"])
             tables.append(table)
     return tables
-
-
-def inspect_table(result: dict[str, Any]) -> str:
-    """One line a matrix, with what its solver said, where one was asked."""
-    told = {name: form for name, form in SAID.items() if name in result["matrices"][0]}
-    table = new_table("", ["matrix", "shape", "sparsity", *told, "stored as"])
-    for matrix in result["matrices"]:
-        rows, columns = matrix["shape"]
-        said = (format(matrix[name], form) for name, form in told.items())
-        add_row(table, matrix["name"], f"{rows} x {columns}", f"{matrix['sparsity']:.4f}", *said, matrix["dtype"])
-    tables = [_coverage_table(result["coverage"]), table] if result["coverage"] else [table]
-    total = result["sparsity"]
-    return f"{plain(*tables)}\n{total['zeros']:,} of {total['weights']:,} weights are zero ({total['reached']:.4f})"
-
-
-def _coverage_table(layers: list[dict[str, Any]]) -> Table:
-    """How many calibration tokens the experts of each layer saw."""
-    table = new_table("tokens an expert saw", ["experts of", "number", "least", "median", "most", "starved", "fate"])
-    for layer in layers:
-        tokens, starved = layer["tokens"], len(layer["starved"])
-        cells = len(tokens), min(tokens), f"{median(tokens):g}", max(tokens), starved, layer["fate"] if starved else ""
-        add_row(table, layer["layer"], *cells)
-    return table
 
 
 def verdict_table(name: str, results: dict[str, Any]) -> Table:

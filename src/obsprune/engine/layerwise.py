@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from obsprune.core.linalg import layer_loss
+from obsprune.core.linalg import layer_loss, layer_loss_on_device
 from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
 from obsprune.engine.coverage import Coverage
@@ -82,14 +83,15 @@ def prune_blocks(
     progress: Progress,
     matching: Matching | None = None,
     reestimate: bool = False,
+    efforts: Sequence[float] = (),
 ) -> None:
     """Prunes every matrix and commits block after block to `run`; blocks committed before are loaded instead.
 
     matching: what is done with each pruned block, where the streams have the dense block's outputs; reestimate: batch
-    norms get new statistics.
+    norms get new statistics; efforts: what each block costs beside the others, where that is known.
     """
     after = After(matching, reestimate)
-    progress.stage("pruning", len(model.blocks))
+    progress.stage("pruning", len(model.blocks), efforts)
     with model.walk(streams.batches) as walk:
         for stop in walk:
             block = model.blocks[stop.index]
@@ -99,7 +101,7 @@ def prune_blocks(
             with block.loaded(model.device, shard):
                 if shard is None:
                     _prune_block(stop, block, streams, projection, run, progress, after)
-                progress.step(run.summary(block.name))
+                progress.step(run.summary(block.name), fresh=shard is None)
                 if stop.last:
                     break  # nobody asks for what comes after the last block
                 stop.hand_on(streams.sparse)
@@ -162,9 +164,11 @@ def _solve_group(measured: Measured, own: Sequence[Matrix], projection: Projecti
         state = solver.prepare(gram)
         for matrix in matrices:
             weight = matrix.read()
-            solution = solver.solve(measured.point(matrix, weight), state, projection.patterns[matrix.name])
+            point = measured.point(matrix, weight)
+            solution = solver.solve(point, state, projection.patterns[matrix.name])
             end = time.perf_counter()
-            result = outcome(matrix, weight, solution, gram, end - start)
+            known = point is weight and state.gram is gram and solution.bias_shift is None
+            result = outcome(matrix, weight, solution, gram, end - start, solution.loss if known else None)
             matrix.write(solution.weight)  # last: `weight` may be a view of what it overwrites
             if matrix.bias is not None and solution.bias_shift is not None:
                 matrix.bias.data[matrix.rows] += solution.bias_shift.to(matrix.bias.dtype)
@@ -202,18 +206,26 @@ def _projected(stop: Stop, block: Block, projection: Projection, point: Tensors,
     return solve(Stage(measured, deal), projection, lambda result: None)
 
 
-def outcome(matrix: Matrix, dense: Tensor, solution: Solution, gram: Gram, seconds: float) -> Pruned:
-    """What the answer is worth beside the dense weight."""
-    zeros, energy = int((solution.weight == 0).sum()), layer_loss(dense, gram.H_CC)
+def layer_error(dense: Tensor, solution: Solution, gram: Gram) -> float:
+    """How far the answer's outputs are from those of the dense weight: squared, summed over tokens."""
     lost_RC = dense.to(gram.H_CC.dtype) - solution.weight.to(gram.H_CC.dtype)
     loss = layer_loss(lost_RC, gram.H_CC)
     if solution.bias_shift is not None:  # ‖D X − b 1ᵀ‖²
         b_R = solution.bias_shift
         loss += float(gram.count * b_R.dot(b_R) - 2 * b_R.dot(lost_RC @ gram.sum_C))
+    return loss
+
+
+def outcome(
+    matrix: Matrix, dense: Tensor, solution: Solution, gram: Gram, seconds: float, loss: float | None = None
+) -> Pruned:
+    """What the answer is worth beside the dense weight; loss: its `layer_error`, where that is known."""
+    loss = layer_error(dense, solution, gram) if loss is None else loss
+    zeros, energy = torch.stack([(solution.weight == 0).sum(), layer_loss_on_device(dense, gram.H_CC)]).tolist()
     return Pruned(
         name=matrix.name,
         shape=matrix.shape,
-        zeros=zeros,
+        zeros=int(zeros),
         sparsity=zeros / dense.numel(),
         loss=loss,
         error=loss / energy if energy else 0.0,

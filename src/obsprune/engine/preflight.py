@@ -16,14 +16,21 @@ from obsprune.models.matrices import Matrix, differentiated, observed, take_grad
 from obsprune.progress import Progress
 
 
-def check_walk(model: Model, batch: Mapping[str, Tensor], progress: Progress) -> None:
+def check_walk(model: Model, batch: Mapping[str, Tensor], progress: Progress) -> dict[str, int]:
     """Sends one small batch through the dense model twice, plainly and by the walk; both must agree bit for bit.
 
     Every block is loaded on the way, so a weight that is missing or not finite shows here, before anything is written.
+    Returns how many tokens of the batch enter each matrix, by its name.
     Raises WalkMismatch, or InputError naming the weight or the matrix with infinite inputs.
     """
     progress.stage("checking the model", len(model.blocks))
-    with observed(model.matrices, _finite), model.lazily_loaded(), torch.no_grad(), suitable(model):
+    entered: dict[str, int] = {}
+
+    def see(matrix: Matrix, x: Tensor) -> None:
+        _require_finite(matrix, x)
+        entered[matrix.name] = entered.get(matrix.name, 0) + sum(len(part) for part in matrix.tokens(x))
+
+    with observed(model.matrices, see), model.lazily_loaded(), torch.no_grad(), suitable(model):
         plain = model.network(**batch).logits
     walked: list[Any] = []
     with model.walk([batch], lambda _, out: walked.append(out.logits)) as walk:
@@ -36,9 +43,10 @@ def check_walk(model: Model, batch: Mapping[str, Tensor], progress: Progress) ->
         raise WalkMismatch(
             f"walking a {model.config.model_type} model changes its logits by {difference:g}; please report it"
         )
+    return entered
 
 
-def _finite(matrix: Matrix, x: Tensor) -> None:
+def _require_finite(matrix: Matrix, x: Tensor) -> None:
     if not bool(x.isfinite().all()):
         raise InputError(
             f"the dense model's activations into {matrix.name} are not finite in {x.dtype}; "

@@ -12,6 +12,7 @@ from torch import nn
 from obsprune.models.files import Header
 from obsprune.models.load import Model
 from obsprune.models.matrices import Matrix
+from obsprune.progress import Progress
 
 
 def survey(model: Model) -> dict[str, Any]:
@@ -40,6 +41,23 @@ def survey(model: Model) -> dict[str, Any]:
         "skipped": [_skipped(network, name, why, stored, left) for name, why in model.skipped.items()],
         "unknown": sorted(key for name, keys in sources.items() if name not in own for key in keys),
     }
+
+
+def count_zeros(model: Model, progress: Progress) -> list[dict[str, Any]]:
+    """One entry a matrix, as report.json has them: its block, name, shape, zeros and sparsity, and the dtype it is
+    stored in. Reads the weights, a block at a time.
+    """
+    found = []
+    progress.stage("counting zeros", len(model.blocks))
+    for block in model.blocks:
+        weights = block.weights() if block.matrices else {}
+        for matrix in block.matrices:
+            weight, own = weights[matrix.name], {"block": block.name, "name": matrix.name}
+            zeros = int((weight == 0).sum())
+            counted = {"zeros": zeros, "sparsity": zeros / weight.numel(), "dtype": _said(matrix.stored)}
+            found.append({**own, "shape": list(weight.shape), **counted})
+        progress.step()
+    return found
 
 
 def _skipped(
