@@ -43,6 +43,7 @@ REASONS = {
     r"my-|stories\.txt|PATH|TRAIN|DENSE|\bOUT\b|\bDIR\b|\bout\b": "files of the reader's own",
     r"--push-to-hub|obsprune push": "an account on the hub",
     r"^torchrun |^accelerate launch ": "several processes",
+    r"--device cuda": "a GPU",
     r"^pip install |^(python )?scripts/": "makes an environment, or measures for hours",
 }
 """What a command is like that no test runs, and why."""

@@ -16,7 +16,7 @@ def gram_matrix(columns: int, tokens: int | None = None) -> Tensor:
     return x_TC.T @ x_TC
 
 
-@pytest.mark.parametrize("columns", [1, 2, 17, 130])
+@pytest.mark.parametrize("columns", [1, 2, 17, 130, 300])
 def test_the_factor_is_upper_triangular_and_its_inverse_that_of_the_inverse(columns: int) -> None:
     gram = Gram.of(gram_matrix(columns), 1, "a matrix")
     A_CC, factor = damped(gram.H_CC, 0.01), factorise(gram, 0.01)

@@ -14,6 +14,7 @@ from obsprune.models.kinds import Wish
 from obsprune.models.load import Model, load, outline
 from obsprune.models.shapes import SHAPES, Shape, find_shape
 from obsprune.plan import uniform_patterns
+from obsprune.progress import Silent
 from obsprune.recipe import make_recipe
 
 PARAMETERS = {
@@ -113,6 +114,37 @@ def test_opt_350m_keeps_its_own_ways(tmp_path: Path) -> None:
     config = load(str(tmp_path)).config
     assert not config.do_layer_norm_before
     assert 2 * config.word_embed_proj_dim == config.hidden_size
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_filled_one_has_what_its_outline_says_and_works(name: str, tmp_path: Path) -> None:
+    shape, outlined, filled = SHAPES[name].reduced, tmp_path / "outline", tmp_path / "filled"
+    outlined.mkdir()
+    filled.mkdir()
+    shape.outline(outlined)
+    shape.filled(filled, torch.device("cpu"), Silent())
+    dataset = shape.samples(filled, 5)
+    model = load(str(filled))
+    assert {key: (x.dtype, x.shape) for key, x in model.checkpoint.headers.items()} == {
+        key: (x.dtype, x.shape) for key, x in outline(str(outlined)).checkpoint.headers.items()
+    }
+    source, _ = model.open(Wish(dataset, 16))
+    batch = model.batches(source.sample(5, torch.Generator().manual_seed(0)).take(range(5)), 5)[0]
+    with model.loaded():
+        found = logits(model.network, batch)
+        assert all(matrix.read().count_nonzero() > 0.9 * matrix.read().numel() for matrix in model.matrices)
+    assert found.isfinite().all()
+    assert not torch.equal(found[0], found[1])
+
+
+def test_a_shape_of_fewer_blocks() -> None:
+    shape = SHAPES["llama-2-7b"]
+    assert shape.deep(None) == shape.deep(32) == shape
+    assert shape.deep(2).values == {**shape.values, "num_hidden_layers": 2}
+    with pytest.raises(InputError, match="33 blocks of meta-llama/Llama-2-7b-hf cannot be had; 1 to 32 can"):
+        shape.deep(33)
+    with pytest.raises(InputError, match="all can"):
+        SHAPES["mobilenet-v1"].deep(3)
 
 
 @pytest.mark.parametrize("name", ["deit-tiny", "opt-125m"])

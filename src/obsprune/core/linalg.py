@@ -95,10 +95,9 @@ def upper_factor(A_CC: Tensor) -> Tensor | None:
         K_CC[above, block] = torch.linalg.solve_triangular(K_BB.T, K_CC[above, block], upper=False, left=False)
         K_CC[block, block], K_CC[block, above] = K_BB, 0
         faults.append(fault)
-    if bool(torch.stack(faults).any()):
-        return None
     divided_C1 = torch.linalg.solve_triangular(K_CC, torch.ones_like(K_CC[:, :1]), upper=True)
-    return K_CC if bool(divided_C1.isfinite().all()) else None
+    faults.append((~divided_C1.isfinite()).any())
+    return None if any(torch.stack(faults).tolist()) else K_CC  # a GPU is waited for once
 
 
 def factorise(gram: Gram, damping: float) -> Factor:

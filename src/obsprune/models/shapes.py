@@ -22,7 +22,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from obsprune.errors import InputError, nearest
 from obsprune.models.checkpoint import SINGLE, in_shards, write_index, write_shard, write_text
 from obsprune.models.files import DTYPES
-from obsprune.models.kinds import kind_of
+from obsprune.models.kinds import Kind, kind_of
+from obsprune.progress import Progress
 
 ROWS, IMAGES_MADE = 64, 40
 """How many samples a tiny checkpoint brings."""
@@ -34,8 +35,8 @@ class Inputs(ABC):
     """Random samples of the kind that a tiny checkpoint reads. dataset: what they are called once they are written."""
 
     @abstractmethod
-    def write(self, folder: Path, config: Any, generator: torch.Generator) -> None:
-        """Makes them in a checkpoint's folder, with what it needs to read them."""
+    def write(self, folder: Path, config: Any, generator: torch.Generator, count: int | None = None) -> None:
+        """Makes so many of them in a checkpoint's folder, with what it needs to read them."""
 
     @abstractmethod
     def dataset(self, folder: Path) -> str:
@@ -48,8 +49,8 @@ class RandomTokens(Inputs):
 
     name = "tokens.safetensors"
 
-    def write(self, folder: Path, config: Any, generator: torch.Generator) -> None:
-        drawn = torch.rand(ROWS, config.max_position_embeddings, generator=generator)
+    def write(self, folder: Path, config: Any, generator: torch.Generator, count: int | None = None) -> None:
+        drawn = torch.rand(count or ROWS, config.max_position_embeddings, generator=generator)
         write_shard(folder / self.name, {"input_ids": (drawn.square() * config.vocab_size).long()})
 
     def dataset(self, folder: Path) -> str:
@@ -62,13 +63,13 @@ class RandomImages(Inputs):
 
     name = "labels.tsv"
 
-    def write(self, folder: Path, config: Any, generator: torch.Generator) -> None:
-        side = config.image_size
+    def write(self, folder: Path, config: Any, generator: torch.Generator, count: int | None = None) -> None:
+        side, made = config.image_size, count or IMAGES_MADE
         (folder / "images").mkdir(exist_ok=True)
-        for index in range(IMAGES_MADE):
+        for index in range(made):
             coarse = torch.randint(256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"images/{index}.png")
-        lines = (f"images/{index}.png\t{index % config.num_labels}\n" for index in range(IMAGES_MADE))
+        lines = (f"images/{index}.png\t{index % config.num_labels}\n" for index in range(made))
         write_text(folder / self.name, "".join(lines))
         processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": side, "width": side}}
         write_text(folder / "preprocessor_config.json", json.dumps(processor))
@@ -101,18 +102,21 @@ class Shape:
     @property
     def inputs(self) -> Inputs:
         """What a tiny one brings to read."""
-        return INPUTS[kind_of(self._config()).reads]
+        return INPUTS[self.kind.reads]
+
+    @property
+    def kind(self) -> Kind:
+        """What goes in and what comes out."""
+        return kind_of(self._config())
 
     def outline(self, folder: Path) -> None:
         """A checkpoint without a weight: config.json, and shards with the header of every tensor and a hole where the
         data would be. It can be planned by (obsprune.models.load.outline); who loads it gets zeros.
         """
         network = self._network("meta")
-        tensors = _stored(network)
         network.config.save_pretrained(folder)
-        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-        for number, names in enumerate(in_shards(sizes, SHARD)):
-            _write_headers(folder / f"model-{number:05d}.safetensors", {name: tensors[name] for name in names})
+        for name, tensors in self._files(network).items():
+            _write_headers(folder / name, tensors)
         write_index(folder)
 
     def tiny(self, folder: Path, seed: int = 0) -> str:
@@ -127,8 +131,45 @@ class Shape:
         self.inputs.write(folder, network.config, generator)
         return self.inputs.dataset(folder)
 
+    def filled(self, folder: Path, device: torch.device, progress: Progress, seed: int = 0) -> None:
+        """A checkpoint of this very size with random weights, drawn on a device, a file at a time. The same seed and
+        device give the same bytes.
+        """
+        network, generator = self._network("meta"), torch.Generator(device).manual_seed(seed)
+        files = self._files(network)
+        progress.stage(f"random weights of {self.id}", len(files))
+        for file, tensors in files.items():
+            write_shard(folder / file, {name: _drawn(name, x, generator).cpu() for name, x in tensors.items()})
+            progress.step(file)
+        write_index(folder)
+        network.config.save_pretrained(folder)
+
+    def samples(self, folder: Path, count: int, seed: int = 0) -> str:
+        """So many random samples for this architecture, in a checkpoint's folder; returns the `dataset` they are."""
+        self.inputs.write(folder, self._config(), torch.Generator().manual_seed(seed), count)
+        return self.inputs.dataset(folder)
+
+    def deep(self, blocks: int | None) -> Shape:
+        """The same with so many blocks alone; None: as it is. Raises InputError."""
+        depth = self.values.get("num_hidden_layers")
+        if blocks is None or blocks == depth:
+            return self
+        if depth is None or not 1 <= blocks <= depth:
+            possible = f"1 to {depth}" if depth else "all"
+            raise InputError(f"{blocks} blocks of {self.id} cannot be had; {possible} can")
+        return replace(self, values={**self.values, "num_hidden_layers": blocks})
+
     def _config(self) -> Any:
         return AutoConfig.for_model(self.model_type, **self.values)
+
+    def _files(self, network: Any) -> dict[str, dict[str, Tensor]]:
+        """{file: its tensors} of a checkpoint of this network."""
+        tensors = _stored(network)
+        parts = in_shards({name: tensor.nbytes for name, tensor in tensors.items()}, SHARD)
+        return {
+            f"model-{number:05d}.safetensors": {name: tensors[name] for name in names}
+            for number, names in enumerate(parts)
+        }
 
     def _network(self, device: str) -> Any:
         config = self._config()
@@ -156,6 +197,16 @@ def _randomise(parameters: Iterable[Tensor], generator: torch.Generator) -> None
                 parameter.copy_(drawn * (2 / parameter[0].numel()) ** 0.5)
             else:
                 parameter.add_(drawn, alpha=0.1)
+
+
+def _drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random where there are two dimensions or more, so that outputs are as large as inputs; else what leaves a norm or
+    a bias without effect.
+    """
+    if like.dim() < 2:
+        return torch.full(like.shape, float(name.endswith(("weight", "var"))), dtype=like.dtype)
+    drawn = torch.randn(like.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return drawn.mul_(like[0].numel() ** -0.5).to(like.dtype)
 
 
 def _write_headers(path: Path, tensors: Mapping[str, Tensor]) -> None:

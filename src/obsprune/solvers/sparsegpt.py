@@ -80,7 +80,7 @@ class SparseGPT(Solver[Factored]):
             V_BR = torch.addmm(W_CR[tile], U_BB.T, P_BR)
             keep_CR[tile] = _sweep(V_BR, U_BB * state.k_C1[tile], state, pattern, tile)
             torch.addcmul(W_CR[tile], V_BR, keep_CR[tile].to(V_BR.dtype), value=-1, out=D_CR[tile])
-        return (W_CR - D_CR).T.contiguous(), keep_CR.T.contiguous()
+        return W_RC - D_CR.T, keep_CR.T.contiguous()
 
 
 def _sweep(V_BR: Tensor, G_BB: Tensor, state: Factored, pattern: Pattern, tile: slice) -> Tensor:
