@@ -24,6 +24,7 @@ from importlib.resources import files
 held = files("obsprune")
 assert "site-packages" in str(held), held
 wanted = ["py.typed", "demo/model.safetensors", "presets/best.yaml", "recipes/README.md", "recipes/sparse-recovery/bound.yaml"]
+wanted += ["report/schema.json", "report/templates/base.html.j2", "report/templates/style.css"]
 missing = [name for name in wanted if not held.joinpath(name).is_file()]
 assert not missing, missing
 HELD

@@ -79,14 +79,19 @@ class Forks:
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """The hash of every file of a result; of the report, what is about the result; not the journal."""
-    files = [
-        path for path in directory.rglob("*") if path.is_file() and path.name not in ("progress.jsonl", "report.json")
-    ]
+    """The hash of every file of a result; of the report, what is about the result, and whether its pages are those of
+    this report; not the journal.
+    """
+    from obsprune.report.page import PAGES
+
+    others = {"progress.jsonl", "report.json", *PAGES}
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name not in others]
     found: dict[str, Any] = {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }
-    return found | {"report.json": _alike(json.loads((directory / "report.json").read_text()))}
+    report = json.loads((directory / "report.json").read_text())
+    pages = {name: (directory / name).read_text() == make(report) for name, make in PAGES.items()}
+    return found | pages | {"report.json": _alike(report)}
 
 
 def _alike(tree: Any) -> Any:

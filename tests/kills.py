@@ -45,6 +45,8 @@ POINTS: dict[str, tuple[str, list[End]]] = {
     "before the report": ("one shot", [End("obsprune.pipeline:write_report")]),
     "inside the report": ("one shot", [End(WRITE, 9, share=0.5)]),
     "inside the card": ("one shot", [End(WRITE, 10, share=0.5)]),
+    "inside the page of the report": ("one shot", [End(WRITE, 11, share=0.5)]),
+    "between the report's page and its text": ("one shot", [End(WRITE, 12, share=0)]),
     "inside the last line of the journal": ("one shot", [End(RECORD, 8, share=0.5)]),
     "three times, and twice while it goes on": ("one shot", [End(PRUNED, 2), End(PRUNED, 6), End(WRITE, 4, share=0.5)]),
     "measuring two streams": ("two streams and matching", [End("obsprune.engine.streams:_Pairs.observe", 12)]),

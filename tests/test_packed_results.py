@@ -23,7 +23,7 @@ from obsprune.plan import bytes_needed, make_plan
 from obsprune.progress import Silent
 from obsprune.recipe import Recipe, make_recipe
 
-ABOUT = {"report.json", "recipe.yaml", "progress.jsonl", "README.md"}
+ABOUT = {"report.json", "report.html", "report.md", "recipe.yaml", "progress.jsonl", "README.md"}
 """What tells of a run, its times and its format among other things."""
 Make = Callable[..., Recipe]
 

@@ -45,8 +45,9 @@ def test_a_finished_result_goes_up(cli: Cli, result: Path, fake_hub: FakeHub) ->
     shards = {path.name: path.read_bytes() for path in result.glob("model-*.safetensors")}
     assert len(shards) == 5 and {name: sent[name] for name in shards} == shards
     side = {"config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json"}
+    pages = {"report.html", "report.md"}
     own = {"README.md", "recipe.yaml", "report.json", "tokenizer_config.json", ".gitattributes"}
-    assert sent.keys() == shards.keys() | side | own
+    assert sent.keys() == shards.keys() | side | own | pages
     assert all(sent[name] == (result / name).read_bytes() for name in side)
     assert fake_hub.repos["me/sparse"].messages == ["demo, 50 % sparse, by sparsegpt (obsprune 0.1.0)"]
     assert not fake_hub.repos["me/sparse"].private
@@ -65,7 +66,7 @@ def test_no_place_on_this_machine_goes_up(cli: Cli, result: Path, fake_hub: Fake
     found = cli("push", result, "me/sparse", "--token", TOKEN)
     assert "note: tokenizer_config.json names a place in" in found.stderr
     sent = fake_hub.files("me/sparse")
-    for name in ("README.md", "recipe.yaml", "report.json"):
+    for name in ("README.md", "recipe.yaml", "report.json", "report.html", "report.md"):
         assert b"/home/" not in sent[name] and str(result.parent).encode() not in sent[name], name
         assert b"obsprune/demo" not in sent[name] and b"/pytest-" not in sent[name]
     assert json.loads(sent["report.json"])["output"] == told["output"].rpartition("/")[2]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from obsprune.cli.bench import bench
 from obsprune.cli.bench_inference import bench_inference
 from obsprune.cli.console import guarded
 from obsprune.cli.evaluate import evaluate
@@ -16,6 +17,7 @@ from obsprune.cli.pack import pack, unpack
 from obsprune.cli.prune import prune
 from obsprune.cli.push import push
 from obsprune.cli.recipe import app as recipe
+from obsprune.cli.report import report
 from obsprune.cli.train_prune import train_prune
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")}
@@ -32,9 +34,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "eval": evaluate,
     "inspect": inspect,
+    "report": report,
     "pack": pack,
     "unpack": unpack,
     "push": push,
+    "bench": bench,
     "bench-inference": bench_inference,
 }
 for name, command in COMMANDS.items():

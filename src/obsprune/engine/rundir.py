@@ -257,14 +257,24 @@ def _empty(directory: Path) -> None:
 
 def _read_journal(path: Path) -> list[Event]:
     """All whole lines; a torn last one (a kill inside a write) is cut off the file."""
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
-    try:
-        events = [_event(line) for line in whole.splitlines() if line]
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); use --force or another -o") from error
+    events, torn = _whole(path, "use --force or another -o")
     if torn:
         write_text(path, "".join(map(_line, events)))
     return events
+
+
+def read_events(path: Path) -> list[Event]:
+    """All whole lines of a journal, which stays as it is. Raises InputError when it is damaged."""
+    return _whole(path, "without this file the run can still be shown, but not be tested against others")[0]
+
+
+def _whole(path: Path, remedy: str) -> tuple[list[Event], bytes]:
+    """The events of whole lines, and what follows them."""
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    try:
+        return [_event(line) for line in whole.splitlines() if line], torn
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def _line(event: Event) -> str:

@@ -6,9 +6,8 @@ data set or a command line is escaped: it is text, never markup.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,11 @@ from huggingface_hub import ModelCardData
 from obsprune.errors import printable
 from obsprune.models.checkpoint import write_text
 from obsprune.models.origin import CARD
+from obsprune.report import said
+from obsprune.report.markdown import fenced, md, table
 from obsprune.report.pathless import pathless, pathless_command, without_known
 
 Report = Mapping[str, Any]
-MARKUP = re.compile(r"[\\`*_\[\]<>|~&$@]|^[-+#=]|:(?=//)|(?<=www)\.", re.IGNORECASE)
-"""What Markdown, HTML or a table would take for its own; bare addresses would become links."""
-LONGEST = 300
-"""Characters of a name or note."""
 HERE = "."
 """As which a card names a result that nobody has given a name."""
 PATTERNS = {
@@ -106,22 +103,6 @@ def _source(report: Report) -> str:
     return base["id"] if base else pathless(report["model"]["source"])
 
 
-def md(value: Any) -> str:
-    """Any text as text of Markdown, on one line and without a place on this machine."""
-    text = pathless(printable(str(value)))
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
-    return MARKUP.sub(lambda found: f"\\{found[0]}", text)
-
-
-def _fenced(language: str, lines: Iterable[str]) -> list[str]:
-    """A block of code. Only a line of backticks alone would end it, and words of a command are quoted."""
-    return [f"```{language}", *lines, "```"]
-
-
-def _table(head: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-
-
 def _head(report: Report) -> Iterator[str]:
     base, sparsity = report["model"].get("base"), report["sparsity"]
     source = f"[{md(base['id'])}](https://huggingface.co/{base['id']})" if base else md(_source(report))
@@ -145,7 +126,7 @@ def _facts(report: Report) -> list[str]:
         (_reads(report), _calibration(report["data"])),
         ("versions", ", ".join(f"{md(name)} {md(one)}" for name, one in report["versions"].items())),
     ]
-    return _table(["", ""], rows)
+    return table(["", ""], rows)
 
 
 def _pattern(name: str) -> str:
@@ -207,12 +188,12 @@ def _scores(report: Report) -> list[str]:
     who = [one for one in WHO if all(one in scores[task] for task in scores)]
     rows = [_row(task, [scores[task][one] for one in who]) for task in scores]
     protocols = [f"- {md(task)}: {_protocol(scores[task][who[0]])}" for task in scores]
-    return ["## Scores", "", *_table(["task", "metric", *who], rows), "", "Measured alike on all:", "", *protocols]
+    return ["## Scores", "", *table(["task", "metric", *who], rows), "", "Measured alike on all:", "", *protocols]
 
 
 def _row(task: str, scores: list[Mapping[str, Any]]) -> list[str]:
     metric = scores[0]["metric"]
-    return [md(task), md(metric), *(f"{score[metric]:.4f}" for score in scores)]
+    return [md(task), md(metric), *(said.score(score[metric]) for score in scores)]
 
 
 def _protocol(score: Mapping[str, Any]) -> str:
@@ -226,7 +207,7 @@ def _made(report: Report) -> Iterator[str]:
     yield "## How it was made"
     yield ""
     if report["command"]:
-        yield from _fenced("text", [printable(pathless_command(report["command"]))])
+        yield from fenced("text", [printable(pathless_command(report["command"]))])
         yield ""
     yield "recipe.yaml has every setting, report.json all that was measured. Of local paths only the end is shown."
 
@@ -245,20 +226,23 @@ def _load(report: Report, name: str, packed: bool | None) -> list[str]:
     later = (
         "If the weights are packed (obsprune pack; their files are called obsprune…), `import obsprune` comes first."
     )
-    return ["## Load it", "", *_fenced("python", lines), *(["", later] if packed is None else [])]
+    return ["## Load it", "", *fenced("python", lines), *(["", later] if packed is None else [])]
+
+
+def uses(packed: bool | None) -> list[str]:
+    """What a result is good for, and what not, in sentences."""
+    stored = "the files are packed, smaller on disk alone." if packed else "zeros are stored as other numbers are."
+    return [
+        "Good for research, for sparse fine-tuning, and for files that compress well.",
+        f"Not faster by itself: {stored} In memory the model is as large as the dense one, and ordinary inference "
+        "servers run it at the same speed.",
+        "Pruning hurts: compare the scores. Whatever the dense model should not be used for, this one should not "
+        "either; what it lost beside the scores above was not measured.",
+    ]
 
 
 def _uses(packed: bool | None) -> list[str]:
-    stored = "the files are packed, smaller on disk alone." if packed else "zeros are stored as other numbers are."
-    return [
-        "## What it is good for, and what not",
-        "",
-        "- Good for research, for sparse fine-tuning, and for files that compress well.",
-        f"- Not faster by itself: {stored} In memory the model is as large as the dense one, and ordinary inference "
-        "servers run it at the same speed.",
-        "- Pruning hurts: compare the scores. Whatever the dense model should not be used for, this one should not "
-        "either; what it lost beside the scores above was not measured.",
-    ]
+    return ["## What it is good for, and what not", "", *(f"- {one}" for one in uses(packed))]
 
 
 def _licence(report: Report) -> list[str]:

@@ -23,6 +23,7 @@ from obsprune.models.checkpoint import write_text
 from obsprune.models.load import DEMO, Model
 from obsprune.models.origin import licence, origin
 from obsprune.report.card import write_card
+from obsprune.report.page import write_pages
 
 SCHEMA = 1
 GOOD_FOR = (
@@ -263,9 +264,19 @@ def peak_memory() -> dict[str, int]:
 
 
 def write_report(run: RunDir, report: Report) -> None:
-    """Writes report.json, and the card that is made of it, into the run's directory."""
-    write_text(run.path / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    """Writes report.json, and what is made of it, into the run's directory: the card, report.html and report.md."""
+    write_text(run.path / REPORT, json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_card(run.path, report)
+    write_pages(run.path, report)
+
+
+def finite(tree: Any) -> Any:
+    """Nested plain values as JSON can hold them: null for numbers that are none, or infinite."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def read_report(directory: Path) -> Report:

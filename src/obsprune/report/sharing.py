@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from obsprune.engine.rundir import JOURNAL, RECIPE, REPORT
-from obsprune.errors import InputError
-from obsprune.models.caution import is_dir, is_file, read_json, refuse_links
+from obsprune.errors import InputError, first_line
+from obsprune.models.caution import is_dir, is_file, refuse_links
 from obsprune.models.checkpoint import CONFIG, MADE, PACKED_INDEX, SIDE_FILES, Checkpoint
 from obsprune.models.files import SAFETENSORS
 from obsprune.models.origin import CARD
@@ -19,6 +19,7 @@ from obsprune.models.packed import PackedCheckpoint
 from obsprune.models.upload import Repository
 from obsprune.progress import Progress
 from obsprune.report.card import is_own, make_card, method, title
+from obsprune.report.page import PAGES
 from obsprune.report.pathless import pathless_tree
 from obsprune.report.report import Report, read_report
 
@@ -50,7 +51,8 @@ def read_result(directory: Path) -> Report:
 
 def public_files(directory: Path, report: Report, name: str, progress: Progress) -> Files:
     """{name: file, or what is in it}: weights, what else from_pretrained reads, licence, card, recipe and report; of
-    these three the form that has no place on this machine in it. Never hidden files, the journal or other directories.
+    these three the form that has no place on this machine in it, and so of the report's pages where the directory has
+    them. Never hidden files, the journal or other directories.
     """
     packed = is_file(directory / PACKED_INDEX)
     patterns = (*SIDE_FILES, CARD, RECIPE, SAFETENSORS.patterns[0])
@@ -63,7 +65,7 @@ def public_files(directory: Path, report: Report, name: str, progress: Progress)
     return files | {
         CARD: _card(directory / CARD, report, name, packed),
         RECIPE: _recipe(directory / RECIPE),
-        REPORT: (json.dumps(pathless_tree(read_json(directory / REPORT)), indent=1) + "\n").encode(),
+        **_reports(directory, pathless_tree(report)),
     }
 
 
@@ -93,6 +95,15 @@ def _card(path: Path, report: Report, name: str, packed: bool) -> bytes:
 def _recipe(path: Path) -> bytes:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     return yaml.safe_dump(pathless_tree(tree), sort_keys=False, allow_unicode=True).encode()
+
+
+def _reports(directory: Path, report: Report) -> Files:
+    """The report, and those of its pages that the directory has, made anew. Raises InputError for a damaged one."""
+    try:
+        pages = {name: make(report).encode() for name, make in PAGES.items() if is_file(directory / name)}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{directory / REPORT} is not as obsprune writes it ({first_line(error)})") from error
+    return {REPORT: (json.dumps(report, indent=1) + "\n").encode(), **pages}
 
 
 def _tell_places(paths: Iterable[Path], progress: Progress) -> None:
