@@ -1,0 +1,83 @@
+"""A comparison of runs as tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from obsprune.cli.console import safe
+from obsprune.cli.tables import add_row, new_table, seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from obsprune.report.compare import Beside, Comparison, Contest
+
+
+def compare_tables(found: Comparison) -> list[Table]:
+    """The runs, a table a task, what differs, and what must not be compared."""
+    shared = [contest for contest in found.contests if len(contest.scores) > 1]
+    alone = [contest for contest in found.contests if len(contest.scores) == 1]
+    further = [_alone(alone)] if alone else []
+    notes = [_notes(found)] if found.notes else []
+    return [_runs(found), *map(_contest, shared), *further, _differences(found), *notes]
+
+
+def _runs(found: Comparison) -> Table:
+    from obsprune.report.compare_page import size
+
+    table = new_table("runs", ["run", "dense model", "method", "pattern", "sparsity", "not zero", "on disk", "time"], 4)
+    for run in found.runs:
+        told = [run[key] for key in ("name", "source", "method", "pattern")]
+        add_row(table, *told, f"{run['sparsity']:.4f}", f"{run['left']:,}", size(run), seconds(run["seconds"]))
+    return table
+
+
+def _contest(contest: Contest) -> Table:
+    from obsprune.report import said
+    from obsprune.report.compare_page import change
+
+    tests = {test.run: _tested(test) for test in contest.tests}
+    title = safe(f"{said.task(contest.task)}: {contest.metric}, {'less' if contest.falls else 'more'} is better")
+    table = new_table(title, ["run", "score", "from dense", "front", f"beside {safe(contest.reference)}", "p", ""])
+    for score in contest.scores:
+        told = tests.get(score.run, ("", "", ""))
+        front = "*" if score.best else ""
+        add_row(table, score.run, said.score(score.score), change(score, contest), front, *told)
+    return table
+
+
+def _tested(test: Beside) -> tuple[str, str, str]:
+    from obsprune.report.compare_page import differing
+
+    difference, p = differing(test)
+    return f"{difference} {test.quantity or ''}", p, f"{test.verdict}: {test.refused}" if test.refused else test.verdict
+
+
+def _alone(contests: list[Contest]) -> Table:
+    from obsprune.report import said
+    from obsprune.report.compare_page import change
+
+    table = new_table("scores that no other run has", ["run", "task", "metric", "score", "from dense"], left=3)
+    for contest in contests:
+        for score in contest.scores:
+            told = [said.task(contest.task), contest.metric, said.score(score.score), change(score, contest)]
+            add_row(table, score.run, *told)
+    return table
+
+
+def _differences(found: Comparison) -> Table:
+    from obsprune.report.compare_page import spelt
+
+    names = [run["name"] for run in found.runs]
+    table = new_table("what differs", ["", *map(safe, names)], left=1 + len(names))
+    for one in found.differences:
+        values = (spelt(one.values[name]) if name in one.values else "–" for name in names)
+        add_row(table, one.key if one.part == "recipe" else f"{one.part} {one.key}", *values)
+    return table
+
+
+def _notes(found: Comparison) -> Table:
+    table = new_table("caution", [""])
+    for note in found.notes:
+        add_row(table, note)
+    return table
