@@ -12,6 +12,7 @@ inverses of tiles alone, where it takes that of the whole Gram.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -24,6 +25,9 @@ from obsprune.core.patterns import Pattern
 from obsprune.core.statistics import Gram
 from obsprune.kernels import take
 from obsprune.solvers.base import Solver, State, dead_first
+
+PANEL = 4
+"""Tiles, to which all columns before them are added in one matrix product."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +73,32 @@ class SparseGPT(Solver[Factored]):
         return Factored(gram, factor.damping, factor.K_CC, k_C1, dead_C if bool(dead_C.any()) else None)
 
     def search(self, W_RC: Tensor, state: Factored, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        W_CR = W_RC.T.contiguous()
+        W_CR = W_RC.T.clone(memory_format=torch.contiguous_format)
         D_CR, keep_CR = torch.empty_like(W_CR), torch.empty_like(W_CR, dtype=torch.bool)
         group = pattern.group or 1  # none is cut
         width = max(self.blocksize // group, 1) * group
-        for first in range(0, len(W_CR), width):
-            tile = slice(first, min(first + width, len(W_CR)))
+        for tile, P_BR in _tiles(state.K_CC, D_CR, width):
             U_BB = state.inverse(tile)
-            P_BR = state.K_CC[:first, tile].T @ D_CR[:first]
             V_BR = torch.addmm(W_CR[tile], U_BB.T, P_BR)
             keep_CR[tile] = _sweep(V_BR, U_BB * state.k_C1[tile], state, pattern, tile)
             torch.addcmul(W_CR[tile], V_BR, keep_CR[tile].to(V_BR.dtype), value=-1, out=D_CR[tile])
-        return W_RC - D_CR.T, keep_CR.T.contiguous()
+        return W_CR.sub_(D_CR).T.contiguous(), keep_CR.T.contiguous()
+
+
+def _tiles(K_CC: Tensor, D_CR: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """The tiles from first to last, each with its P_BR, by what D_CR holds of the columns before it by then.
+
+    Few columns are multiplied as fast as many, but for the time it takes to read D; so most of it is read for PANEL
+    tiles at once.
+    """
+    columns = len(K_CC)
+    for start in range(0, columns, PANEL * width):
+        stop = min(start + PANEL * width, columns)
+        P_PR = K_CC[:start, start:stop].T @ D_CR[:start]
+        for first in range(start, stop, width):
+            tile = slice(first, min(first + width, columns))
+            P_BR = P_PR[first - start : tile.stop - start]
+            yield tile, P_BR.addmm_(K_CC[start:first, tile].T, D_CR[start:first])
 
 
 def _sweep(V_BR: Tensor, G_BB: Tensor, state: Factored, pattern: Pattern, tile: slice) -> Tensor:
