@@ -181,10 +181,9 @@ ADMM = Solver(
 
 
 def sequential(r: int, c: int, device: Device) -> float:
-    """A sweep: its flops, or, larger for all but the largest, C column steps, each of some launches of 5 µs and one
-    pass over a tile of 128 columns."""
-    tile = 2 * 4 * r * 128 / 2 / device.memory
-    return max(seconds_single(sweep(r, c), device), c * (4 * 5e-6 + tile))
+    """A sweep: its flops, and for every tile of 128 columns some twenty launches of 5 µs, each a pass over the tile."""
+    tile = 2 * 4 * r * 128 / device.memory
+    return seconds_single(sweep(r, c), device) + c / 128 * 20 * (5e-6 + tile)
 
 
 def owned(model: Llama, names: Sequence[str], gpus: int) -> list[list[str]]:
@@ -379,7 +378,7 @@ def memory() -> str:
             size(4 * m.d**2),
             size(4 * m.f**2),
             size(gram_bytes(m)),
-            size(4 * (1 + 4) * m.f**2 + 4 * 6 * m.d * m.f),
+            size(4 * (1 + 3) * m.f**2 + 4 * 5 * m.d * m.f),
             size(4 * (4 + 13) * m.f**2 + 4 * 9 * m.d * m.f),
             size((2 * (SIZES + 1) + 12) * m.layers * m.block),
         ]

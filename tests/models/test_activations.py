@@ -29,6 +29,7 @@ from obsprune.models.activations import (
     trim_heap,
 )
 from obsprune.models.load import load
+from obsprune.models.walk import in_turn
 
 CPU = torch.device("cpu")
 Make = Callable[[Path], Activations]
@@ -221,18 +222,23 @@ def test_what_is_expected_comes_once_and_is_waited_for(monkeypatch: pytest.Monke
     assert not place.coming
 
 
-def test_the_batch_behind_is_expected(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_that_is_named_is_expected(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "LEAST", 1)
     model, fetching = load(str(zoo("llama"))), Fetching(monkeypatch)
     with replace(model, activations=lambda needed: fetching.place).walk(token_batches(3)) as walk:
         for stop in walk:
             entering = {key: sorted({address(x) for x in movable(walk.calls[key])}) for key in stop.keys}
             with model.blocks[stop.index].loaded(CPU):
-                for key in stop.keys:
+                if stop.index:
+                    stop.run(0, then=1)
+                    assert fetching.place.coming
+                    break
+                for key, then in in_turn([2, 0, 1]):
                     fetching.sent.clear()
-                    output = stop.run(key)
-                    assert sorted(fetching.sent) == entering.get(key + 1, [])
+                    output = stop.run(key, then=then)
+                    assert sorted(fetching.sent) == (entering[then] if then is not None else [])
                     stop.leave(key, output)
+    assert not fetching.place.coming  # a walk that ends waits for nothing
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ INTEGERS = {4: torch.int32, 8: torch.int64}
 
 
 def kth_lowest(x: Tensor, k: int) -> Tensor:
-    """The k-th lowest number of `x` (any shape, 1 ≤ k ≤ how many it has), as a tensor without dimensions."""
+    """The k-th lowest number of `x` (any shape, 1 ≤ k ≤ how many it has), as a tensor without dimensions; no NaN."""
     x_N = _flat(x).to(torch.promote_types(x.dtype, torch.float32))
     bin_N = x_N.view(INTEGERS[x_N.itemsize]) >> (8 * x_N.itemsize - 16) & 2 * HALF - 1
     counts = torch.bincount(bin_N, minlength=2 * HALF)

@@ -15,7 +15,7 @@ from obsprune.core.statistics import Gram
 from obsprune.engine.dealing import Deal, add_up
 from obsprune.errors import InputError, WalkMismatch
 from obsprune.models.matrices import Matrix, Sink, observed
-from obsprune.models.walk import Stop
+from obsprune.models.walk import Stop, in_turn
 from obsprune.ranks import Ranks
 
 Identity = tuple[Any, ...]
@@ -114,8 +114,8 @@ def _measure_together(stop: Stop, groups: list[list[Matrix]]) -> list[Gram] | No
                 grams[matrix].add(x_TC)
         quota.seen()
 
-    for key in stop.keys:
-        calls = calls_of(partial(stop.run, key), matrices, partial(add, Quota(wanted)))
+    for key, then in in_turn(stop.keys):
+        calls = calls_of(partial(stop.run, key, then=then), matrices, partial(add, Quota(wanted)))
         wanted = sum(map(len, calls.values()))
         if any(calls.get(matrix) != calls.get(group[0]) for group in groups for matrix in group):
             return None

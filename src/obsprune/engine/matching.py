@@ -18,7 +18,7 @@ from obsprune.core.optimizers import Adam, cosine
 from obsprune.engine.dealing import total
 from obsprune.models.blocks import Block
 from obsprune.models.matrices import differentiated
-from obsprune.models.walk import Stop
+from obsprune.models.walk import Stop, in_turn
 from obsprune.ranks import Ranks
 
 FLOOR = 0.1
@@ -82,9 +82,11 @@ class Matching:
         self, stop: Stop, work: Mapping[int, Any], learner: _Learner, order: torch.Generator, number: int
     ) -> None:
         keys = list(work)
-        for place, index in enumerate(torch.randperm(len(keys), generator=order).tolist()):
-            key, done = keys[index], (number + place / len(keys)) / self.passes
-            torch.autograd.backward([learner.scale * distance(stop.run(key, record=True), work[key])])
+        drawn = [keys[index] for index in torch.randperm(len(keys), generator=order).tolist()]
+        for place, (key, then) in enumerate(in_turn(drawn)):
+            done = (number + place / len(keys)) / self.passes
+            lost = distance(stop.run(key, record=True, then=then), work[key])
+            torch.autograd.backward([learner.scale * lost])
             learner.step(self.rate * (FLOOR + (1 - FLOOR) * cosine(done)))
 
 
@@ -156,8 +158,8 @@ def hidden(output: Any) -> Tensor:
 def error(stop: Stop, goals: Mapping[int, Any], ranks: Ranks) -> float:
     """Squared error over squared output on some batches of all processes."""
     sums = torch.zeros(2, dtype=torch.float64)
-    for key, goal in goals.items():
-        output = stop.run(key)
+    for key, then in in_turn(goals):
+        output, goal = stop.run(key, then=then), goals[key]
         energy = hidden(goal).to(hidden(output).device, torch.float32).square().sum()
         sums = sums.to(energy.device) + torch.stack([distance(output, goal), energy])  # a GPU is waited for at the end
     lost, whole = total(ranks, sums.tolist())

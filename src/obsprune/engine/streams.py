@@ -26,7 +26,7 @@ from obsprune.models.activations import free_bytes
 from obsprune.models.experts import experts_of, following, routes
 from obsprune.models.matrices import Matrix, copies, exchanged
 from obsprune.models.residual import Junction, find_junctions, watched
-from obsprune.models.walk import Stop
+from obsprune.models.walk import Stop, in_turn
 from obsprune.ranks import ALONE, Ranks
 
 Point = Callable[[Matrix, Tensor], Tensor]
@@ -241,14 +241,15 @@ class TwoStreams(Streams):
             own = {matrix: junctions[matrix] for matrix in part if matrix in junctions}
             wanted += sum(len(calls[matrix]) for matrix in own)
             work, judge = _Pairs(Inputs(part), own, wanted), _Pairs(Inputs(part), own, wanted)
-            for key in range(self.count):
-                pairs = work if key < self.first_judge else judge
-                pairs.observe(stop.module, partial(_run_with, dense, stop, key), partial(stop.run, self.count + key))
+            for key, then in in_turn(range(self.count)):
+                pairs, beside = work if key < self.first_judge else judge, self.count + key
+                one = partial(_run_with, dense, stop, key, beside)
+                pairs.observe(stop.module, one, partial(stop.run, beside, then=then))
             yield self._corrected(work, judge)
         outputs: dict[int, Any] = {}
         with exchanged(dense):
-            for key in range(self.count):
-                outputs[self.count + key] = output = stop.run(key)
+            for key, then in in_turn(range(self.count)):
+                outputs[self.count + key] = output = stop.run(key, then=then)
                 stop.leave(key, output)
                 stop.keep(output)
         edge = self.count + self.first_judge
@@ -330,6 +331,6 @@ def _target(moves: Mapping[Matrix, Tensor], share: float, matrix: Matrix, dense:
     return dense.to(move_RC) + share * move_RC
 
 
-def _run_with(weights: Mapping[nn.Parameter, Tensor], stop: Stop, key: int) -> Any:
+def _run_with(weights: Mapping[nn.Parameter, Tensor], stop: Stop, key: int, then: int) -> Any:
     with exchanged(weights):
-        return stop.run(key)
+        return stop.run(key, then=then)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
 from types import TracebackType
 from typing import Any, final
 from weakref import ReferenceType, ref
@@ -104,12 +105,12 @@ class Stop:
         """The block itself."""
         return self._walk.blocks[self.index]
 
-    def run(self, key: int, record: bool = False) -> Any:
+    def run(self, key: int, record: bool = False, then: int | None = None) -> Any:
         """The block's output (whatever the block returns) for one batch, with its weights as they are now; `record`:
-        with its graph. Meanwhile the next batch's arguments come to the device.
+        with its graph; `then`: the batch to be run next, whose arguments come to the device meanwhile.
         """
         args, kwargs = self.call(key)
-        self._walk.expect_after(key)
+        self._walk.expect(then)
         with torch.set_grad_enabled(record):
             return self._walk.forwards[self.module](*args, **kwargs)
 
@@ -129,8 +130,14 @@ class Stop:
 
     def hand_on(self, keys: Iterable[int] | None = None) -> None:
         """Runs the block once more on every batch (or on these) and sends them on, one at a time."""
-        for key in self.keys if keys is None else keys:
-            self.leave(key, self.run(key))
+        for key, then in in_turn(self.keys if keys is None else keys):
+            self.leave(key, self.run(key, then=then))
+
+
+def in_turn(keys: Iterable[int]) -> Iterator[tuple[int, int | None]]:
+    """Each key with the one that comes after it."""
+    keys = list(keys)
+    return zip_longest(keys, keys[1:])
 
 
 @final
@@ -183,6 +190,7 @@ class Walk:
         for block in self.forwards:
             del block.forward
         self.calls.clear()
+        self.expect(None)
         with ExitStack() as ending:  # all of them, even if the cleanup of one raises
             for driver in self.drivers.values():
                 ending.callback(driver.end)
@@ -224,10 +232,9 @@ class Walk:
         self.held[key] = [ref(x) for x in {*self._holding(key), *movable(at)}]
         self.put(self._holding(key))
 
-    def expect_after(self, key: int) -> None:
-        """As a rule the batch that waits behind this one is the next to run."""
-        behind = sorted(other for other in self.calls if other > key)[:1]
-        self.activations.expect(movable([self.calls[other] for other in behind]))
+    def expect(self, key: int | None) -> None:
+        """This batch is the next to run, or nobody knows which one."""
+        self.activations.expect(movable(self.calls.get(key)) if key is not None else ())
 
     def put(self, tree: Any) -> None:
         """Lets the large tensors of a tree lie where the waiting activations live."""

@@ -63,7 +63,7 @@ class Factored(State):
 class SparseGPT(Solver[Factored]):
     """damping: λ as a share of the mean diagonal. blocksize: columns per tile, whose mask is chosen on reaching it."""
 
-    workspace = (4, 6)
+    workspace = (3, 5)
     damping: float = 0.01
     blocksize: int = 128
 
