@@ -70,7 +70,7 @@ def test_rounds_of_unknown_length_are_said(tmp_path: Path) -> None:
     told = Told()
     prune(recipe(iters=2), tmp_path / "out", told)
     assert told.stages["pruning"] == (pytest.approx(dense_seconds(tmp_path / "out")), "1 more round")
-    assert told.stages["gradients and projections"][1] == "the rest of the rounds"
+    assert told.stages["gradients and projections"][1] == "more rounds"
 
 
 def test_blocks_of_a_former_part_of_the_run_are_not_timed(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def make_sparse(plan: Plan, tasks: list[Task], run: RunDir, progress: Progress) 
     progress.ahead(last, f"{rounds} more round{'s' if rounds > 1 else ''}" if rounds else "")
     prune_once(plan, run, progress)
     if rounds:
-        progress.ahead(last, "the rest of the rounds")
+        progress.ahead(last, "more rounds")
         prune_again(plan, tasks, run, progress)
     run.finish(plan.model.checkpoint, plan.model.rest)
     return plan

@@ -10,7 +10,10 @@ import torch
 
 from obsprune.bench.growth import LAWS, Grid, fitted, growth, laws
 from obsprune.bench.runs import Asked
+from obsprune.errors import InputError
+from obsprune.models.shapes import Shape
 from obsprune.progress import Silent
+from obsprune.trees import Tree
 
 GRID = [(d, n) for d in (256.0, 512.0, 768.0, 1024.0) for n in (512.0, 1024.0, 2048.0, 4096.0)]
 
@@ -51,8 +54,36 @@ def test_no_coefficient_is_negative() -> None:
 def test_a_small_grid_is_measured(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     grid = Grid((64, 128), (2, 4), 32, "float32")
-    found = growth(Asked(methods=("sparsegpt",), device="cpu", workdir=tmp_path), Silent(), grid)
+    told: list[int] = []
+    asked = Asked(methods=("sparsegpt",), device="cpu", workdir=tmp_path)
+    found = growth(asked, Silent(), lambda found: told.append(len(found["points"])), grid)
+    assert told == [1, 2, 3, 4]
     assert [(one["width"], one["tokens"]) for one in found["points"]] == [(64, 64), (64, 128), (128, 64), (128, 128)]
     assert all(one["seconds"] > one["by_tokens"] + one["by_width"] > 0 < one["bytes"] for one in found["points"])
     assert set(found["laws"]) == {"seconds", "bytes", "powers"}
     assert torch.get_num_threads() == threads and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "setting", [{"data": {"nsamples": 4}}, {"data": {"seqlen": 64}}, {"data": {"heldout": 2}}, {"evaluation": []}]
+)
+def test_what_the_grid_says_is_not_asked_for(setting: Tree, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has its own"):
+        growth(Asked(device="cpu", settings=[setting], workdir=tmp_path), Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"methods": ("sparsgpt",)}, "unknown method"),
+        ({"settings": [{"model": {"name": "demo"}}]}, "has its own model.name"),
+        ({"settings": [{"data": 5}]}, "'data' is 5"),
+    ],
+)
+def test_a_wrong_wish_is_refused_before_a_model_is_made(
+    wish: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shape, "filled", lambda *_: pytest.fail("a model was made"))
+    with pytest.raises(InputError, match=said):
+        growth(Asked(device="cpu", workdir=tmp_path, **wish), Silent())

@@ -17,10 +17,11 @@ import torch
 
 from obsprune import pipeline
 from obsprune.bench import runs
-from obsprune.bench.ceilings import Sizes, measure
+from obsprune.bench.ceilings import Sizes, _product_rate, measure
 from obsprune.bench.probes import PROBES
 from obsprune.bench.runs import METHODS, USUAL, Asked, Outlook, bench, outlook
 from obsprune.bench.scratch import scratch
+from obsprune.core.products import matmul_settings
 from obsprune.errors import InputError
 from obsprune.models.shapes import SHAPES
 from obsprune.progress import Silent
@@ -40,7 +41,7 @@ def asked(folder: Path, *methods: str, **more: Any) -> Asked:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_phases_are_the_whole_and_none_beats_the_machine(method: str, tmp_path: Path) -> None:
+def test_phases_are_the_whole(method: str, tmp_path: Path) -> None:
     start = time.perf_counter()
     found = bench(asked(tmp_path, method), Silent())
     passed = time.perf_counter() - start
@@ -49,7 +50,8 @@ def test_phases_are_the_whole_and_none_beats_the_machine(method: str, tmp_path: 
     assert sum(times.values()) == pytest.approx(one["seconds"]) and one["seconds"] < passed
     assert times["rest"] < 0.5 * one["seconds"]
     assert {"load", "forward", "Gram", "factor", "losses", "write", "preparation", "evaluation: forward"} <= set(times)
-    assert all(0 <= phase["share"] <= 1.2 for phase in one["phases"])
+    assert all(phase["share"] == pytest.approx(phase["limit"] / phase["seconds"]) for phase in one["phases"])
+    assert sum(phase["limit"] > 0 for phase in one["phases"]) >= 5
     assert one["scaled_seconds"] == pytest.approx(one["seconds"])
     assert one["memory"]["host_bytes"] > 0 and 0 < one["error"] < 1
     assert json.loads(json.dumps(found)) == found
@@ -59,7 +61,7 @@ def test_phases_are_the_whole_and_none_beats_the_machine(method: str, tmp_path: 
 @pytest.mark.slow
 def test_every_probe_is_met(tmp_path: Path) -> None:
     """Whoever renames what a probe is put around sees it here."""
-    own = [SMALL, {"sparsity": 0.7}]
+    own: list[dict[str, Any]] = [SMALL, {"sparsity": 0.7}]
     found = bench(replace(asked(tmp_path, "fast", "iobs", "best"), settings=own), Silent())
     met = {phase["phase"].rpartition(": ")[2] for one in found["methods"] for phase in one["phases"]}
     assert {probe.phase for probe in PROBES} <= met
@@ -81,6 +83,13 @@ def test_the_forward_of_a_run_does_what_was_foretold(tmp_path: Path) -> None:
     assert plan["flops"]["sweep"] == sweep == sum(phases["sweep"]["flops"].values())
     assert plan["flops"]["factor"] == pytest.approx(2 * (3 * d**3 + f**3) / 3, rel=1e-3)
     assert sum(phases["forward"]["flops"].values()) > 1.5 * plan["flops"]["forward"]
+
+
+def test_a_pass_is_foretold_once_for_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, plans = runs.one_pass, list[Any]()
+    monkeypatch.setattr(runs, "one_pass", lambda plan: plans.append(plan) or real(plan))  # type: ignore[func-returns-value]
+    found = outlook(asked(tmp_path, "sparsegpt", "best"), Silent())
+    assert len(plans) == 1 and found["flops"] == outlook(asked(tmp_path, "sparsegpt"), Silent())["flops"]
 
 
 def test_a_few_blocks_are_scaled_to_all(tmp_path: Path) -> None:
@@ -106,6 +115,9 @@ def test_what_is_known_is_told_after_each_method(tmp_path: Path) -> None:
         ({"blocks": 9}, "9 blocks of .* cannot be had; 1 to 2 can"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ({"settings": [{"data": {"seqlen": 1}}]}, "--seqlen 1"),
+        ({"settings": [{"model": {"name": "demo"}}]}, "bench has its own model.name"),
+        ({"settings": [{"data": {"dataset": "demo"}}]}, "bench has its own data.dataset"),
+        ({"settings": [{}, {"engine": {"device": "cpu"}}]}, "bench has its own engine.device"),
         (
             {"workdir": Path("/nowhere")},
             "cannot write in /nowhere: No such file or directory; choose another --workdir",
@@ -194,6 +206,22 @@ def test_ceilings_of_a_cpu(tmp_path: Path) -> None:
     assert all(rate > 0 for rate in found.values()) and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("name", "precision"), [("float32", "ieee"), ("tf32", "tf32")])
+def test_a_ceiling_has_the_precision_of_its_name(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, real = set[str](), torch.mm
+
+    def mm(*args: Any, **more: Any) -> torch.Tensor:
+        seen.add(torch.backends.cuda.matmul.fp32_precision)
+        return real(*args, **more)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    other = "ieee" if precision == "tf32" else "tf32"
+    with matmul_settings(fp32_precision=other):
+        assert _product_rate(name, torch.device("cpu"), 8) > 0
+        assert torch.backends.cuda.matmul.fp32_precision == other
+    assert seen == {precision}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu(tmp_path: Path) -> None:
@@ -201,4 +229,4 @@ def test_on_a_gpu(tmp_path: Path) -> None:
     assert {"tf32", "float16", "to the device"} <= set(found["ceilings"])
     for one in found["methods"]:
         assert one["memory"]["device_bytes"] > 0
-        assert all(phase["share"] <= 1.2 for phase in one["phases"])
+        assert any(phase["limit"] > 0 for phase in one["phases"])

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from obsprune.bench import work
 from obsprune.bench.work import Counted, Work
 from obsprune.core.patterns import Unstructured
+from obsprune.core.products import matmul_settings, quick_product
 from obsprune.core.statistics import Cross, Gram
 from obsprune.models.kinds import Wish
 from obsprune.models.load import Model, load
@@ -36,7 +38,7 @@ MORE: dict[Any, Callable[..., int]] = {
 def by_torch(run: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False, custom_mapping=MORE) as counter, sdpa_kernel(SDPBackend.MATH):
         run()  # torch does not count a CPU's fused attention
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def by_us(run: Callable[[], Any]) -> float:
@@ -118,3 +120,14 @@ def test_a_limit_is_the_slowest_of_products_and_ways() -> None:
     done.add(Work(moved=Counter({"memory": 70})))
     assert done.limit(rates) == 100
     assert Work().limit(rates) == 0
+
+
+def test_products_of_a_gpu_are_told_in_the_format_that_torch_is_set_to() -> None:
+    done = Work()
+    with FakeTensorMode(), Counted(done.add):
+        a = torch.empty(4, 4, device="cuda")
+        with matmul_settings(fp32_precision="ieee"):
+            _ = a @ a
+        quick_product(a, a)
+        quick_product(a.bfloat16(), a.bfloat16())
+    assert done.flops == {"float32": 2 * 4**3, work.TF32: 2 * 4**3, "bfloat16": 2 * 4**3}

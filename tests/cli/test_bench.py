@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driver import Cli
@@ -61,8 +64,52 @@ def test_errors_are_one_sentence(cli: Cli) -> None:
         (("--shape", "tiny", "--method", "quick"), "unknown method 'quick'"),
         (("--shape", "tiny", "--set", "data.nsamples=none"), "nsamples"),
         (("--growth", "--shape", "tiny"), "leave --shape and --blocks out"),
+        (("--growth", "--nsamples", 4), "has its own data.nsamples"),
+        (("--growth", "--seqlen", 64), "has its own data.seqlen"),
+        (("--set", "model.name=demo"), "has its own model.name"),
         (("--growth", "--dry-run"), "--growth has no --dry-run"),
         (("--shape", "tiny", "-o", "nowhere/bench.json"), "there is no directory"),
+        (("--shape", "tiny", "-o", "."), "is no file; choose another -o"),
+        (("--shape", "tiny", "-o", os.devnull), "is no file; choose another -o"),
     ):
         shown = cli("bench", *words, "--device", "cpu")
         assert shown.exit_code == 2 and said in shown.stderr and len(shown.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a directory is needed that not even root can write in")
+@pytest.mark.parametrize("more", [(), ("--growth",), ("--dry-run",)])
+def test_a_file_that_cannot_be_is_refused_before_anything_is_measured(
+    more: tuple[str, ...], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from obsprune.bench import growth, runs
+
+    for module in (growth, runs):
+        monkeypatch.setattr(module, "scratch", lambda *_: pytest.fail("it has begun"))
+    shown = cli("bench", "--device", "cpu", *more, "-o", "/proc/self/bench.json")
+    assert shown.exit_code == 2 and "cannot write in /proc/" in shown.stderr and len(shown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_growth_leaves_its_points_and_says_that_it_begins_anew(
+    sign: int, code: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from obsprune.bench import growth
+
+    real = growth._best
+
+    def stopped(trials: Any) -> Any:
+        if Path("growth.json").exists():
+            os.kill(os.getpid(), sign)
+        return real(trials)
+
+    monkeypatch.setattr(growth, "_best", stopped)
+    shown = cli("bench", "--growth", "--device", "cpu", "--workdir", ".", "-o", "growth.json", "--quiet")
+    assert shown.exit_code == code
+    assert shown.stderr.startswith("error: stopped; the same command begins anew") and shown.stderr.count("\n") == 1
+    assert len(json.loads(Path("growth.json").read_text())["points"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["growth.json"]
+
+
+def test_its_help_is_its_own(cli: Cli) -> None:
+    shown = " ".join(cli("bench", "--help").stdout.split())
+    assert "pruned and skipped" not in shown and "flops" in shown

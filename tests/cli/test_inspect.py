@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,18 @@ def test_the_other_shapes_of_checkpoints(cli: Cli, tmp_path: Path, request: pyte
 
 def test_the_demo(cli: Cli, blind: None) -> None:
     assert len(inspected(cli, Path("demo"))["matrices"]) == 28
+
+
+def test_errors_that_are_no_numbers_are_dashes(cli: Cli, pruned_demo: Path, tmp_path: Path) -> None:
+    """The report of a result has null for them."""
+    shutil.copytree(pruned_demo, tmp_path / "result")
+    path = tmp_path / "result/report.json"
+    report = json.loads(path.read_text())
+    for matrix in report["matrices"]:
+        matrix["error"] = None
+    path.write_text(json.dumps(report))
+    for words in ([], ["--zeros"]):
+        shown = cli("inspect", tmp_path / "result", *words)
+        assert shown.exit_code == 0, shown.stderr
+        (line,) = (line for line in shown.stdout.splitlines() if report["matrices"][0]["name"] in line)
+        assert "-" in line.split() and "error, depth" not in shown.stdout

@@ -40,6 +40,24 @@ def test_several_runs_are_compared(cli: Cli, runs: list[Path]) -> None:
     assert (quiet.stdout, quiet.stderr) == ("two.html\n", "") and Path("two.html").read_text() == page
 
 
+def test_tables_in_a_file_are_folded_late_and_call_runs_by_letters(cli: Cli, runs: list[Path]) -> None:
+    report = json.loads((runs[1] / "report.json").read_text())
+    report["recipe"]["sparsity"] = 0.75
+    (runs[1] / "report.json").write_text(json.dumps(report))
+    told = cli("report", *runs).stderr.splitlines()
+    assert [line for line in told if line != line.rstrip()] == []
+    assert any(line.split()[:3] == ["A", "one", "demo"] for line in told)
+    assert any(line.split()[:2] == ["A", "unstructured"] and line.endswith(" s") for line in told)
+    assert ["A", "B"] in map(str.split, told) and ["sparsity", "0.5", "0.75"] in map(str.split, told)
+    assert any("beside A" in line for line in told)
+
+
+def test_a_page_may_go_home(cli: Cli, runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(runs[0].parent))
+    assert cli("report", runs[0], "-o", "~/x.html").stdout == f"{runs[0].parent}/x.html\n"
+    assert not Path("~").exists()
+
+
 def test_machines_get_values_and_no_page(cli: Cli, runs: list[Path]) -> None:
     one = json.loads(cli("report", runs[0], "--json").stdout)
     assert one == json.loads((runs[0] / "report.json").read_text())

@@ -66,7 +66,7 @@ class Story:
                     yield "pruning"
                 found = f"worst error 0.0{250 + 9 * block} (v_proj), block error 0.0123, matched 0.00{45 + block}"
                 watch.step(f"model.layers.{block}  410.9 s  {found}")
-            watch.ahead(264.0, "the rest of the rounds")
+            watch.ahead(264.0, "more rounds")
             watch.line("round 1 of 3: held-out KL 0.0299, perplexity 7.674, agreement 0.912, 3288.1 s")
             self.stage("gradients and projections", BLOCKS, 600, until=2)
             yield "round"
@@ -174,6 +174,22 @@ def test_narrow_terminals_and_names_like_markup(use: Use) -> None:
         lines = terminal.screen().splitlines()
     assert len(lines) == 2 and all(len(line) <= 40 for line in lines)
     assert lines[0].startswith("[red]") and lines[1].startswith("model.[bold]layers[/].0")
+
+
+@pytest.mark.parametrize(
+    ("title", "then"), [("gradients and projections", "more rounds"), ("pruned alone", "further trials")]
+)
+def test_what_follows_is_readable_on_80_columns(use: Use, title: str, then: str) -> None:
+    terminal, now = use(Terminal()), [0.0]
+    with Watch(quiet=False, clock=lambda: now[0]) as watch:
+        watch.ahead(264.0, then)
+        watch.stage(title, 32)
+        for _ in range(12):
+            now[0] += 60.0
+            watch.step()
+        watch.bar.refresh()
+        line = terminal.screen().rstrip()
+    assert line.endswith(f"0:24:24 left, then {then}") and len(line) <= 80 and "━━━" in line
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,37 @@ def test_what_is_not_finite_is_last_and_not_tested(make: Make) -> None:
     json.dumps(found.tree(), allow_nan=False)
 
 
+def test_a_score_that_is_not_finite_is_on_no_front(make: Make) -> None:
+    found = only(compared(make("one"), make("smallest", float("inf"), 0.9)))
+    assert [(score.run, score.best) for score in found.scores] == [("one", True), ("smallest", False)]
+
+
+def test_a_run_without_scores_is_told_what_a_page_needs(make: Make) -> None:
+    bare = change_report(make("bare"), lambda report: report["evaluation"].clear())
+    (note,) = compared(make("one"), bare).notes
+    assert "bare was not evaluated" in note and "needs a run that was pruned with --eval TASK" in note
+
+
+def test_the_least_p_of_random_signs_is_a_bound(make: Make) -> None:
+    (test,) = only(compared(make("one", dense=LOSSES * 3), make("other", 0.2, dense=LOSSES * 3))).tests
+    assert compare_page.differing(test)[1] == "≤ 6.1e-05"
+    assert compare_page.probability(2**-13) == "0.00012", "of all signs it is what it is"
+
+
+def test_the_method_is_more_than_its_solver(make: Make) -> None:
+    found = compared(make("one"), make("rounds", rounds=[{"round": 1}, {"round": 2}]))
+    assert [run["method"].partition(",")[0] for run in found.runs] == ["sparsegpt"] * 2
+    assert found.runs[1]["method"].endswith(", 2 rounds") and "2 rounds" in compare_page.make_page(found)
+
+
+def test_tasks_by_default_and_none_are_told_apart(make: Make) -> None:
+    found = compared(make("one"), make("other", settings={"evaluation": ["none"]}))
+    (one,) = found.differences
+    assert [compare_page.setting(one, name) for name in ("one", "other", "third")] == ["default", "none", "–"]
+    page = compare_page.make_page(found)
+    assert "default" in page.partition("What is different")[2]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -127,6 +158,8 @@ def test_another_protocol_is_never_compared(make: Make, changes: dict[str, Any],
     assert not any(contest.tests for contest in found.contests)
     (note,) = found.notes
     assert said in note and "must not be compared" in note and "obsprune eval" in note
+    assert "a page needs runs that were pruned with --eval TASK" in note
+    assert ("with another seed, number or length" in note) == ("sha256" in changes)
     page = compare_page.make_page(found)
     assert "Caution" in page and "Scores that no other run has" in page and "<svg" not in page
 
@@ -225,6 +258,10 @@ def test_what_is_no_finished_run_is_refused(make: Make, spoil: Callable[[Path], 
 def test_an_unfinished_run_is_named_with_its_command(make: Make) -> None:
     with pytest.raises(InputError, match=r"unfinished run: repeat the command .* \(obsprune prune some/model\)"):
         read_runs([make("one", finished=False)])
+    early = make("early", finished=False)
+    (early / "report.json").unlink()
+    with pytest.raises(InputError, match=r"early holds an unfinished run: repeat the command that began it$"):
+        read_runs([early])
 
 
 def test_a_run_is_named_once_and_must_be_there(make: Make, tmp_path: Path) -> None:

@@ -61,6 +61,16 @@ def test_points_are_inside_and_in_their_order(log: bool) -> None:
     assert [one.star for one in places] == [False, True, False] and chart.lines[0].label == "dense 1.5"
 
 
+def test_several_series_have_a_legend() -> None:
+    """Dots that are joined are called so; what stands alone needs no legend."""
+    line, dots = Series("front", [Point(1, 2.0), Point(2, 1.0)]), Series("others", [Point(3, 3.0)], joined=False)
+    lonely = Series("front of one", [Point(1, 1.0)])
+    assert Chart("c", "t", "d", "x", "y", [line, dots, lonely]).keys == [
+        ("—●—", "front"), ("■", "others"), ("▲", "front of one")
+    ]  # fmt: skip
+    assert Chart("c", "t", "d", "x", "y", [line]).keys == []
+
+
 def test_numbers_of_things_have_no_fractions() -> None:
     series = [Series("s", [Point(1, 0.0), Point(2, 1.0)])]
     assert [tick.label for tick in Chart("c", "t", "d", "x", "y", series, whole=True).ticks_x] == ["1", "2"]

@@ -15,14 +15,16 @@ from kinds import KINDS
 from synthetic import synthetic_report
 
 from obsprune.engine.layerwise import Pruned
+from obsprune.engine.rundir import RunDir
 from obsprune.evaluate.harness import mmlu_task
 from obsprune.finetune_recipe import FinetuneRecipe
 from obsprune.models.load import load
 from obsprune.progress import Silent
+from obsprune.ranks import ALONE
 from obsprune.recipe import Recipe
 from obsprune.report import report as report_module
 from obsprune.report.page import PAGES
-from obsprune.report.report import SCHEMA, finite
+from obsprune.report.report import SCHEMA, finite, write_report
 from obsprune.training_recipe import TrainingRecipe
 
 TEXT = (Path(report_module.__file__).parent / "schema.json").read_text()
@@ -115,6 +117,24 @@ def test_it_knows_all_that_is_said_of_a_matrix() -> None:
 def test_numbers_that_are_none_are_null() -> None:
     tree = {"a": float("inf"), "b": [float("nan"), 1.5, (2, -float("inf"))], "c": "inf", "d": None}
     assert finite(tree) == {"a": None, "b": [None, 1.5, [2, None]], "c": "inf", "d": None}
+
+
+def test_errors_that_are_no_numbers_can_be_written(tmp_path: Path) -> None:
+    report = synthetic_report(4)
+    for matrix, error in zip(report["matrices"], (float("nan"), float("inf")), strict=False):
+        matrix["error"] = error
+    write_report(RunDir(tmp_path, [], ALONE), report)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert [matrix["error"] for matrix in written["matrices"][:2]] == [None, None]
+    assert all((tmp_path / name).read_text() == make(written) for name, make in PAGES.items())
+
+
+def test_a_page_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    report = synthetic_report(1)
+    del report["sparsity"]["pattern"]
+    with pytest.raises(KeyError):
+        write_report(RunDir(tmp_path, [], ALONE), report)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_scores_of_lm_eval(assets: Path) -> None:

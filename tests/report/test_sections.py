@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from synthetic import synthetic_report
 
-from obsprune.report import pictures
+from obsprune.report import pictures, said
 from obsprune.report.drawings import Chart
 from obsprune.report.heatmap import HeatMap
-from obsprune.report.page import make_text
+from obsprune.report.page import make_page, make_text
 from obsprune.report.parts import Code, Facts, Figures, Marked, Notes, Part, Table, marked
-from obsprune.report.sections import STORY, command, make_sections
+from obsprune.report.sections import STORY, command, lead, make_sections
 
 Report = dict[str, Any]
 Made = Callable[[str], Path]
@@ -200,3 +200,70 @@ def test_what_is_packed_is_told_by_its_size(made: Made) -> None:
 def test_nothing_to_warn_of_is_said() -> None:
     (notes,) = parts(synthetic_report(1) | {"warnings": []}, "notes")
     assert isinstance(notes, Notes) and notes.notes == ["There were no warnings."]
+
+
+def test_solvers_are_part_of_pruning_without_rounds_alone() -> None:
+    """After rounds a report has the matrices of the kept one: their time is no part of what stands above it."""
+    report = synthetic_report(2, rounds=3)
+    assert "of these, solvers alone" not in make_text(report)
+    assert "in the round that was kept" in make_text(report)
+    assert "of these, solvers alone" in make_text(report | {"rounds": []})
+
+
+def test_all_that_was_done_is_named(made: Made) -> None:
+    for kind, what in {
+        "rounds": "sparsegpt, stream targets, block matching, 2 rounds",
+        "one shot": "sparsegpt",
+        "train-prune": "sparsegpt, 2 steps",
+        "finetune": "finetuned, 4 steps",
+    }.items():
+        report = read(made, kind)
+        assert f"({what}): " in lead(report)
+        (fact,) = (text for name, text in facts(report, "summary") if name == "method")
+        assert fact == f"obsprune {command(report)}, {what}"
+
+
+def facts(report: Report, name: str) -> list[tuple[str, str]]:
+    return [
+        (key, marked(cell).text) for part in parts(report, name) if isinstance(part, Facts) for key, cell in part.rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"refit": 10, "exact": False}, "admm, refit 10"),
+        ({"refit": 10, "exact": True}, "admm, exact refit"),
+        ({"refit": 0, "compensate": True}, "admm, compensated biases"),
+    ],
+)
+def test_what_is_done_beside_a_solver_is_named(settings: Report, told: str) -> None:
+    report = synthetic_report(1, rounds=1) | {"rounds": []}
+    report["recipe"]["solver"] = {"name": "admm"} | settings
+    assert f"({told}): " in lead(report)
+    report["allocation"]["rule"] = "owl"
+    assert f"({told}, zeros shared out by owl): " in lead(report)
+
+
+def test_what_has_no_number_is_said() -> None:
+    """All that the schema lets be null, and more that `finite` may leave so."""
+    report = synthetic_report(1, rounds=2)
+    report["matching"] = [{"block": "0", "before": None, "after": None, "rate": 0.1}]
+    report["allocation"]["tried"] = {"uniform": {"heldout_kl": None, "nll": None}}
+    report["evaluation"]["wikitext2"]["paired"]["nll"]["stderr"] = None
+    for matrix in report["matrices"]:
+        matrix |= dict.fromkeys(("loss", "error", "damping", "seconds", "correction"))
+    for entry in report["rounds"]:
+        entry |= {"heldout_kl": None, "told": dict.fromkeys(entry["told"]), "step": None, "rate": None}
+    assert "± " not in make_page(report) and "fell from" not in make_text(report)
+    assert said.NOT_FINITE in make_text(report)
+    report["matching"].append({"block": "1", "before": 3.0, "after": 2.0, "rate": 0.1})
+    assert "fell from 3 to 2 in the mean" in make_text(report)
+
+
+def test_uses_are_told_once(made: Made) -> None:
+    for kind in ("one shot", "packed"):
+        (notes,) = parts(read(made, kind), "purpose")
+        assert isinstance(notes, Notes)
+        assert sum("research" in note for note in notes.notes) <= 1
+        assert sum("inference servers" in note for note in notes.notes) == 1

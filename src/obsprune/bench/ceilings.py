@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from obsprune.bench.work import MEMORY, READ, SENT, TF32, WRITTEN
+from obsprune.core.products import matmul_settings
 from obsprune.evaluate.inference import now
 from obsprune.models.checkpoint import read_tensors, write_shard
 from obsprune.progress import Progress
@@ -69,18 +69,8 @@ def _product_rate(name: str, device: torch.device, side: int) -> float:
     dtype = torch.float32 if name == TF32 else getattr(torch, name)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    with _tf32(name == TF32):
+    with matmul_settings(fp32_precision="tf32" if name == TF32 else "ieee"):
         return 2 * side**3 / _fastest(device, lambda: torch.mm(a, b, out=out))
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32 = before
 
 
 def _copy_rate(source: torch.device, target: torch.device, size: int) -> float:

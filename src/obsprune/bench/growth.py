@@ -21,7 +21,7 @@ import torch
 from obsprune import pipeline
 from obsprune.bench.phases import Recorder
 from obsprune.bench.probes import watched
-from obsprune.bench.runs import Asked
+from obsprune.bench.runs import Asked, refuse
 from obsprune.bench.scratch import scratch
 from obsprune.errors import InputError
 from obsprune.evaluate.inference import machine, now
@@ -57,22 +57,32 @@ class Grid:
     dtype: str
 
 
+OWN = ("data.nsamples", "data.seqlen", "data.heldout", "evaluation")
+"""Settings that come from the grid."""
 GRIDS = {
     "cpu": Grid((192, 384, 576, 768), (2, 4, 8, 16), 256, "float32"),
     "cuda": Grid((1024, 2048, 4096, 8192), (16, 32, 64, 128), 2048, "bfloat16"),
 }
 
 
-def growth(asked: Asked, progress: Progress, grid: Grid | None = None) -> dict[str, Any]:
+def growth(
+    asked: Asked,
+    progress: Progress,
+    tell: Callable[[dict[str, Any]], None] = lambda found: None,
+    grid: Grid | None = None,
+) -> dict[str, Any]:
     """Time and memory of the first method at every width and number of tokens, and laws fitted to them, as plain
-    values. On a CPU it is processor time of one thread: what else the machine does counts little. Raises InputError
-    where another shape is asked for.
+    values. On a CPU it is processor time of one thread: what else the machine does counts little. tell: gets what is
+    known after each point. Raises InputError where another shape, or other samples, are asked for.
     """
     if asked.shape or asked.blocks:
         raise InputError(f"growth has blocks of its own, like {LIKE}'s in all widths; leave --shape and --blocks out")
+    refuse(asked.settings, OWN, "leave it out: the sizes of --growth are a grid's")
+    asked.recipe(asked.chosen[0], Path(), "")  # what is wrong with it is said before a model is made
     device = choose_device(asked.device)
     chosen = grid or GRIDS[device.type]
     points: list[dict[str, Any]] = []
+    found = {"method": asked.chosen[0], "machine": machine(device), "points": points}
     with scratch(asked.workdir) as folder, _clock(device) as clock:
         progress.stage("growth", len(chosen.widths) * (1 + len(chosen.counts)))
         for width in chosen.widths:
@@ -85,7 +95,8 @@ def growth(asked: Asked, progress: Progress, grid: Grid | None = None) -> dict[s
                 trials = [_trial(asked, model, dataset, count, chosen, clock) for _ in range(REPEATS)]
                 points.append(_best(trials) | {"width": width, "tokens": count * chosen.seqlen})
                 progress.step(f"width {width}, {count * chosen.seqlen:,} tokens: {points[-1]['seconds']:.2f} s")
-    return {"method": asked.chosen[0], "machine": machine(device), "points": points, "laws": laws(points)}
+                tell(found)
+    return found | {"laws": laws(points)}
 
 
 def laws(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

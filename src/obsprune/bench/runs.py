@@ -57,6 +57,19 @@ SPARE = 1.05
 """Of the disk: journals, configs, images."""
 
 
+OWN = ("model.name", "data.dataset", "engine.device")
+"""Settings that a bench makes itself, or has an option for."""
+
+
+def refuse(settings: Sequence[Tree], keys: Sequence[str], way_out: str) -> None:
+    """Raises InputError where one of some settings is set, such as model.name."""
+    for key in keys:
+        part, _, name = key.rpartition(".")
+        parts = [tree.get(part) if part else tree for tree in settings]
+        if any(isinstance(tree, Mapping) and name in tree for tree in parts):
+            raise InputError(f"bench has its own {key}; {way_out}")
+
+
 @final
 @dataclass(frozen=True)
 class Asked:
@@ -81,6 +94,7 @@ class Asked:
         """Of one method on the checkpoint. Raises InputError."""
         if method not in METHODS:
             raise InputError(f"unknown method '{method}'; {nearest(method, METHODS)}")
+        refuse(self.settings, OWN, "leave it out: --shape names weights, --device the device, samples are random")
         preset, tree = METHODS[method]
         fixed: Tree = {
             "model": {"name": str(model)},
@@ -175,7 +189,7 @@ class Bench:
         progress.stage("what it needs", len(self.asked.chosen))
         for method in self.asked.chosen:
             plan = make_plan(self.recipe(method))
-            needs[method], flops = reckon(plan, make_tasks(plan)[0]), one_pass(plan)
+            needs[method], flops = reckon(plan, make_tasks(plan)[0]), flops or one_pass(plan)
             progress.step()
         return Outlook(plan.model.checkpoint.bytes, needs, free_at(plan, self.dense), flops)
 

@@ -45,7 +45,7 @@ class Work:
 
 def unit(x: Tensor) -> str:
     """The format of products of such tensors, as torch is set now."""
-    if x.is_cuda and x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if x.is_cuda and x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return TF32
     return str(x.dtype).removeprefix("torch.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -14,6 +15,8 @@ from obsprune.progress import Pace
 
 ROOMY = 100
 """Columns from which on the bar is longer."""
+SHORTEST = 3
+"""Columns of a bar, at least."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class Ahead:
 
     seconds: float = 0.0
     then: str = ""
+
+    @property
+    def words(self) -> str:
+        """What stands behind a time."""
+        return f", then {self.then}" if self.then else ""
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,18 @@ class Picture:
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         for flexible in (False, False, False, False, True):
             grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1 if flexible else None)
-        bar = ProgressBar(max(pace.total, 1), pace.done, width=24 if options.max_width >= ROOMY else 16)
+        bar = ProgressBar(max(pace.total, 1), pace.done, width=self._room(options.max_width))
         counted = f"{pace.done}/{pace.total}"
         grid.add_row(Text(printable(self.title)), bar, counted, clock(pace.elapsed), left(pace, self.ahead))
         yield grid
         if self.detail:
             yield Text(printable(self.detail), style="dim", no_wrap=True, overflow="ellipsis")
+
+    def _room(self, columns: int) -> int:
+        """Of the bar: less where the words beside it are long; as much all through a stage."""
+        total = self.pace.total
+        widest = "".join([printable(self.title), f"{total}/{total}", clock(0), f"{clock(0)} left", self.ahead.words])
+        return max(SHORTEST, min(24 if columns >= ROOMY else 16, columns - cell_len(widest) - 4 * len("  ")))
 
 
 def clock(seconds: float) -> str:
@@ -57,4 +71,4 @@ def left(pace: Pace, ahead: Ahead) -> str:
     seconds = pace.left()
     if seconds is None or pace.done >= pace.total:
         return ""
-    return f"{clock(seconds + ahead.seconds)} left" + (f", then {ahead.then}" if ahead.then else "")
+    return f"{clock(seconds + ahead.seconds)} left{ahead.words}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from obsprune.cli import options
 from obsprune.cli.carry import given
-from obsprune.cli.console import Watch, quiet_libraries
+from obsprune.cli.console import Watch, guarded, quiet_libraries
 from obsprune.cli.tables import add_row, new_table, plain
 from obsprune.cli.tables import seconds as spoken
 from obsprune.errors import InputError
@@ -42,9 +43,16 @@ Workdir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Where the weights lie meanwhile. (default: where temporary files go)"),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON, after each method anew.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON, after each method or point anew.")
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what disk, memory and flops it would take, beside what is free, and stop."),
+]
 
 
+@guarded("the same command begins anew; what was measured is in the file of -o, where one was named")
 def bench(
     shape: Shape = None,
     method: Method = None,
@@ -57,7 +65,7 @@ def bench(
     set_: options.Set = None,
     workdir: Workdir = None,
     output: Output = None,
-    dry_run: options.DryRun = False,
+    dry_run: DryRun = False,
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -80,10 +88,21 @@ def _check(both: bool, output: Path | None) -> None:
     """Before anything is measured. Raises InputError."""
     if both:
         raise InputError("--growth has no --dry-run: its models are small, and made one by one")
-    if output is not None and not output.resolve().parent.is_dir():
-        raise InputError(
-            f"there is no directory {output.resolve().parent} for {output.name}; make it, or choose another -o"
-        )
+    if output is not None:
+        _check_file(output)
+
+
+def _check_file(output: Path) -> None:
+    """Raises InputError where it cannot be written."""
+    folder = output.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"there is no directory {folder} for {output.name}; make it, or choose another -o")
+    if output.exists() and not output.is_file():
+        raise InputError(f"{output} is no file; choose another -o")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"cannot write in {folder}: {error.strerror}; choose another -o") from error
 
 
 def _dry(asked: Asked, silent: bool) -> tuple[dict[str, Any], str]:
@@ -104,7 +123,7 @@ def _measured(asked: Asked, growth: bool, output: Path | None, silent: bool) -> 
 
     with Watch(silent) as watch:
         if growth:
-            found = measure_growth(asked, watch)
+            found = measure_growth(asked, watch, tell)
             return found, growth_tables(found)
         found = measure(asked, watch, tell)
     return found, bench_tables(found)

@@ -39,6 +39,8 @@ EXIT_CODES: dict[type[BaseException], int] = {
     KeyboardInterrupt: 130,
 }
 """2 is what the user can mend."""
+GO_ON = "repeat the same command to go on"
+"""After a signal, where a command says nothing else."""
 LONGEST = 1500
 """Characters of a message."""
 PLAIN_SECONDS, SILENT_SECONDS = 5.0, 60.0
@@ -71,8 +73,10 @@ def shortened(message: str) -> str:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Turns expected errors into one sentence on stderr and their exit code; OBSPRUNE_DEBUG=1 shows the traceback."""
+def guarded(when_stopped: str = GO_ON) -> Iterator[None]:
+    """Turns expected errors into one sentence on stderr and their exit code; OBSPRUNE_DEBUG=1 shows the traceback.
+    when_stopped: what a signal leaves the user to do.
+    """
     former = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -81,7 +85,7 @@ def guarded() -> Iterator[None]:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 err.print(safe(line))
         code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-        message = "stopped; repeat the same command to go on" if code > 128 else str(error)
+        message = f"stopped; {when_stopped}" if code > 128 else str(error)
         if not _told_elsewhere(error):
             err.print(f"[bold red]error:[/] {escape(shortened(printable(message)))}")
         sys.exit(code)

@@ -21,11 +21,16 @@ def inspect_table(result: dict[str, Any]) -> str:
     table = new_table("", ["matrix", "shape", "sparsity", *told, "stored as"])
     for matrix in result["matrices"]:
         rows, columns = matrix["shape"]
-        said = (format(matrix[name], form) for name, form in told.items())
+        said = (_written(matrix[name], form) for name, form in told.items())
         add_row(table, matrix["name"], f"{rows} x {columns}", f"{matrix['sparsity']:.4f}", *said, matrix["dtype"])
     coverage = [_coverage_table(result["coverage"])] if result["coverage"] else []
     total, text = result["sparsity"], plain(*coverage, table, *heat_maps(result["matrices"]))
     return f"{text}\n{total['zeros']:,} of {total['weights']:,} weights are zero ({total['reached']:.4f})"
+
+
+def _written(value: float | None, form: str) -> str:
+    """A number, or a dash: one that is not finite is null in a report."""
+    return "-" if value is None else format(value, form)
 
 
 def _coverage_table(layers: list[dict[str, Any]]) -> Table:

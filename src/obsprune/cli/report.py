@@ -12,7 +12,7 @@ import typer
 from obsprune.cli import options
 from obsprune.cli.carry import OUT
 from obsprune.cli.compare_tables import compare_tables
-from obsprune.cli.console import err, quiet_libraries
+from obsprune.cli.console import quiet_libraries, show
 from obsprune.errors import InputError, OutputError, first_line
 
 Runs = Annotated[
@@ -29,6 +29,7 @@ Output = Annotated[
         show_default=False,
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables, only where the page is.")]
 PAGES = (".html", ".htm")
 
 
@@ -42,9 +43,10 @@ class Found:
     place: Path
 
 
-def report(runs: Runs, output: Output = None, json_: options.Json = False, quiet: options.Quiet = False) -> None:
+def report(runs: Runs, output: Output = None, json_: options.Json = False, quiet: Quiet = False) -> None:
     """Write a finished run's report.html anew, or a page that compares several: size and score, tests, recipes."""
     quiet_libraries()
+    output = output and output.expanduser()
     if output is not None and (output.suffix.lower() not in PAGES or output.is_dir()):
         raise InputError(f"--output {output}: a page is written; name a file that ends in .html")
     found = _looked_at([path.expanduser() for path in runs])
@@ -54,7 +56,7 @@ def report(runs: Runs, output: Output = None, json_: options.Json = False, quiet
         typer.echo(json.dumps(found.values, indent=1))
         return
     for table in [] if quiet else found.tables:
-        err.print(table)
+        show(table)
     typer.echo(output or found.place)
 
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from obsprune.errors import printable
-from obsprune.models.checkpoint import write_text
-from obsprune.models.origin import CARD
 from obsprune.report import said
 from obsprune.report.markdown import fenced, md, table
 from obsprune.report.pathless import pathless, pathless_command, without_known
@@ -48,11 +45,6 @@ KINDS = {
     "image classifier": Shown("image-classification", "AutoModelForImageClassification", "AutoImageProcessor"),
 }
 """By the name in models/kinds.py."""
-
-
-def write_card(directory: Path, report: Report) -> None:
-    """Writes the card of a result into its directory. Raises OutputError."""
-    write_text(directory / CARD, make_card(report))
 
 
 def make_card(report: Report, name: str = HERE, packed: bool | None = None) -> str:
@@ -87,8 +79,16 @@ def is_own(text: str, report: Report) -> bool:
 
 def method(report: Report) -> str:
     """One word for what was done: the solver, or the criterion of train-prune."""
-    recipe = report["recipe"]
-    return next(name(recipe[part]) for part, (name, _) in WAYS.items() if part in recipe)
+    return _way(report).word(report["recipe"])
+
+
+def method_of(report: Report) -> str:
+    """What was done, in a line of plain text: that word, and all that was done beside it."""
+    return ", ".join([method(report), *_way(report).beside(report)])
+
+
+def _way(report: Report) -> Way:
+    return next(way for part, way in WAYS.items() if part in report["recipe"])
 
 
 def title(report: Report) -> str:
@@ -121,7 +121,7 @@ def _facts(report: Report) -> list[str]:
     rows = [
         ("sparsity", f"{sparsity['reached']:.4f} of {len(matrices)} matrices; {sparsity['asked']:.4f} asked"),
         ("pattern", md(_pattern(sparsity["pattern"]))),
-        *(row for part, (_, rows) in WAYS.items() if part in report["recipe"] for row in rows(report)),
+        *_way(report).rows(report),
         ("left dense", "; ".join(f"{md(why)}: {count}" for why, count in dense.items()) or "nothing"),
         (_reads(report), _calibration(report["data"])),
         ("versions", ", ".join(f"{md(name)} {md(one)}" for name, one in report["versions"].items())),
@@ -147,6 +147,20 @@ def _solving(report: Report) -> Iterator[tuple[str, str]]:
         yield "zeros shared out by", md(report["allocation"]["rule"])
 
 
+def _beside_solving(report: Report) -> Iterator[str]:
+    recipe, solver, rule = report["recipe"], report["recipe"]["solver"], report["allocation"]["rule"]
+    refit, rounds = solver.get("refit"), len(report["rounds"])
+    told = {
+        "exact refit" if solver.get("exact") else f"refit {refit}": refit or solver.get("exact"),
+        "compensated biases": solver.get("compensate"),
+        f"{recipe['target']} targets": recipe["target"] != "own",
+        "block matching": report["matching"],
+        f"zeros shared out by {rule}": rule != "uniform",
+        said.counted(rounds, "round", "rounds"): rounds,
+    }
+    return (what for what, done in told.items() if done)
+
+
 def _training(report: Report) -> Iterator[tuple[str, str]]:
     part = report["recipe"]["training"]
     yield "criterion", f"{md(part['method'])} (curvature {md(part['curvature'])})"
@@ -159,12 +173,26 @@ def _tuning(report: Report) -> Iterator[tuple[str, str]]:
     yield "fine-tuning", f"{part['steps']} steps {teacher}; every zero stayed"
 
 
-WAYS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Report], Iterator[tuple[str, str]]]]] = {
-    "solver": (lambda part: str(part["name"]), _solving),
-    "training": (lambda part: str(part["method"]), _training),
-    "tuning": (lambda part: "distilled" if part["teacher"] else "finetuned", _tuning),
+def _beside_steps(report: Report) -> Iterator[str]:
+    part = next(report["recipe"][name] for name in ("training", "tuning") if name in report["recipe"])
+    yield said.counted(part["steps"], "step", "steps")
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a command did. word: for it, of the recipe; beside: what else was done; rows: of the card's table."""
+
+    word: Callable[[Mapping[str, Any]], str]
+    beside: Callable[[Report], Iterator[str]]
+    rows: Callable[[Report], Iterator[tuple[str, str]]]
+
+
+WAYS = {
+    "solver": Way(lambda recipe: str(recipe["solver"]["name"]), _beside_solving, _solving),
+    "training": Way(lambda recipe: str(recipe["training"]["method"]), _beside_steps, _training),
+    "tuning": Way(lambda recipe: "distilled" if recipe["tuning"]["teacher"] else "finetuned", _beside_steps, _tuning),
 }
-"""By the part that a command alone has in its recipe: how that is called in a word, and its rows of the table."""
+"""By the part that a command alone has in its recipe."""
 
 
 def _reads(report: Report) -> str:
@@ -229,6 +257,12 @@ def _load(report: Report, name: str, packed: bool | None) -> list[str]:
     return ["## Load it", "", *fenced("python", lines), *(["", later] if packed is None else [])]
 
 
+LOST = (
+    "Pruning hurts: compare the scores. Whatever the dense model should not be used for, this one should not either; "
+    "what it lost beside the scores above was not measured."
+)
+
+
 def uses(packed: bool | None) -> list[str]:
     """What a result is good for, and what not, in sentences."""
     stored = "the files are packed, smaller on disk alone." if packed else "zeros are stored as other numbers are."
@@ -236,8 +270,7 @@ def uses(packed: bool | None) -> list[str]:
         "Good for research, for sparse fine-tuning, and for files that compress well.",
         f"Not faster by itself: {stored} In memory the model is as large as the dense one, and ordinary inference "
         "servers run it at the same speed.",
-        "Pruning hurts: compare the scores. Whatever the dense model should not be used for, this one should not "
-        "either; what it lost beside the scores above was not measured.",
+        LOST,
     ]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from obsprune.engine.rundir import JOURNAL
 from obsprune.evaluate.paired import paired
-from obsprune.report.card import method
+from obsprune.report.card import method_of
 from obsprune.report.differences import Difference, differences
 from obsprune.report.report import Report
 from obsprune.report.runs import ASKED, Asked, Run, Tree, asked, whose
@@ -31,12 +31,15 @@ FALLING = re.compile(r"perplexity|nll|entropy|loss|bits_per_byte|brier|(^|_)(err
 """Metrics of which less is better."""
 TOLD = ("corpus", "dataset", "sequences", "images", "questions", *ASKED[2:], "img_size", "sha256")
 """What says how a protocol differs, or what it was."""
+DRAWN = "drawn from other data or with another seed, number or length of calibration sequences"
+"""Why held-out material may be another where all that is told of it is alike."""
 
 
 @dataclass(frozen=True)
 class Score:
     """A run on a task. score: None where it is not finite; dense: of the model it was made of, where that is known;
-    model: which one that is; best: no run of the same model is smaller and as good, or as small and better.
+    model: which one that is; best: it is finite, and no run of the same model is smaller and as good, or as small and
+    better.
     """
 
     run: str
@@ -152,14 +155,18 @@ def _notes_on_tasks(runs: Sequence[Run]) -> Iterator[str]:
     first: dict[str, tuple[Run, Tree]] = {}
     for run in runs:
         if not run.scores:
-            yield f"{run.name} was not evaluated; obsprune eval {run.path} --task TASK does it"
+            yield (
+                f"{run.name} was not evaluated; obsprune eval {run.path} --task TASK prints its scores; a page needs a "
+                "run that was pruned with --eval TASK"
+            )
         for key, (task, pair) in run.scores.items():
             known, score = first.setdefault(task, (run, pair[whose(pair)]))
             if asked(score) != key:
-                differs = _other(score, pair[whose(pair)])
+                differs = _other(task, score, pair[whose(pair)])
                 yield (
                     f"{task} was not the same for {known.name} and {run.name} ({differs}): these scores must not be "
-                    f"compared; obsprune eval {run.path} --compare {known.path} --task TASK measures both alike"
+                    f"compared; obsprune eval {run.path} --compare {known.path} --task TASK measures both alike and "
+                    "prints their scores; a page needs runs that were pruned with --eval TASK"
                 )
     chosen = [run.name for run in runs if "heldout" in run.report["evaluation"] and _chose(run.report)]
     if chosen and len(runs) > 1:
@@ -172,10 +179,11 @@ def _chose(report: Report) -> bool:
     return bool(report.get("rounds") or report.get("allocation", {}).get("tried") or "tuning" in report)
 
 
-def _other(score: Tree, other: Tree) -> str:
+def _other(task: str, score: Tree, other: Tree) -> str:
     told = [key for key in TOLD if score.get(key) != other.get(key)]
     said = [key for key in told if key != "sha256"] or ["sha256"]
-    return ", ".join(f"{key} {_brief(score.get(key))} beside {_brief(other.get(key))}" for key in said)
+    why = f"{DRAWN}: " if task == "heldout" and said == ["sha256"] else ""
+    return why + ", ".join(f"{key} {_brief(score.get(key))} beside {_brief(other.get(key))}" for key in said)
 
 
 def _brief(value: Any) -> str:
@@ -216,7 +224,10 @@ def _fronts(scores: Sequence[Score], falls: bool) -> list[Score]:
         mine, its = cost(one), cost(by)
         return by.model == one.model and its != mine and its[0] <= mine[0] and its[1] <= mine[1]
 
-    return [dataclasses.replace(one, best=not any(beaten(one, by) for by in scores)) for one in scores]
+    return [
+        dataclasses.replace(one, best=one.score is not None and not any(beaten(one, by) for by in scores))
+        for one in scores
+    ]
 
 
 def _beside(run: Run, reference: Run, key: Asked, models: Mapping[str, int]) -> Beside:
@@ -270,7 +281,7 @@ def _facts(run: Run, model: int) -> Tree:
         "path": str(run.path),
         "model": model,
         "source": run.source,
-        "method": method(report),
+        "method": method_of(report),
         "pattern": sparsity["pattern"],
         "sparsity": sparsity["reached"],
         "zeros": sparsity["zeros"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from obsprune.evaluate.paired import FLIPS
 from obsprune.report import said
 from obsprune.report.compare import Beside, Comparison, Contest, Score
 from obsprune.report.differences import Difference
@@ -19,6 +21,10 @@ UNITS = {1e9: "billions", 1e6: "millions", 1e3: "thousands", 1.0: "numbers"}
 LONGEST = 18
 """Letters of a model's name in a picture."""
 HASH = re.compile(r"[0-9a-f]{40,}")
+EMPTY = {"evaluation": "default"}
+"""What no entries in a list mean, where it is not that there are none."""
+FLOOR = 1 / (FLIPS + 1)
+"""The least p that signs turned at random can give: it may be less."""
 MEANING = (
     (
         "size",
@@ -195,7 +201,12 @@ def differing(test: Beside) -> tuple[str, str]:
     """Difference with its standard error, and p."""
     if test.difference is None:
         return "", ""
-    return f"{test.difference:+.4f} ± {test.stderr:.2g}", f"{test.p:.2g}"
+    return f"{test.difference:+.4f} ± {test.stderr:.2g}", probability(test.p or 0.0)
+
+
+def probability(p: float) -> str:
+    """Two digits; what may be less, as a bound."""
+    return f"{'≤ ' if math.isclose(p, FLOOR) else ''}{p:.2g}"
 
 
 def _alone(contests: Sequence[Contest], letters: dict[str, str]) -> Table:
@@ -218,8 +229,16 @@ def _differing(comparison: Comparison) -> Iterator[Part]:
 
 
 def _row(difference: Difference, names: Sequence[str]) -> list[Cell]:
-    values = {name: spelt(difference.values[name]) if name in difference.values else "–" for name in names}
+    values = {name: setting(difference, name) for name in names}
     return [difference.key, *(Marked(v, "differs") if v != values[names[0]] else v for v in values.values())]
+
+
+def setting(difference: Difference, run: str) -> str:
+    """What a run has there; of lists some stand for something where they are empty."""
+    if run not in difference.values:
+        return "–"
+    value = difference.values[run]
+    return EMPTY.get(difference.key, "none") if value == [] else spelt(value)
 
 
 def spelt(value: Any) -> str:

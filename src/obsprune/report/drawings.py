@@ -16,6 +16,8 @@ from typing import ClassVar, final
 from obsprune.report import labels
 
 WIDTH = 380.0
+SHAPES = "●■▲◆"
+"""Of points, series by series; the templates draw them."""
 LETTER = 6.4
 """Units a letter of 11 units is wide."""
 Span = tuple[float, float]
@@ -92,6 +94,11 @@ class Drawing(ABC):
     title: str
     tells: str
 
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """Its legend, below it: what is drawn, and what it means."""
+        return []
+
 
 @final
 @dataclass(frozen=True)
@@ -125,6 +132,11 @@ class Series:
     name: str
     points: Sequence[Point]
     joined: bool = True
+
+    @property
+    def is_line(self) -> bool:
+        """Whether there are points to join."""
+        return self.joined and len(self.points) > 1
 
 
 @final
@@ -162,6 +174,13 @@ class Chart(Drawing):
     def up(self) -> Scale:
         values = [point.y for one in self.series for point in one.points] + list(self.levels.values())
         return Scale(_wide(values, self.log_y), (self.bottom, self.top), self.log_y)
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """Of each series, where there are several."""
+        marks = [SHAPES[number % len(SHAPES)] for number in range(len(self.series))]
+        named = zip(marks, self.series, strict=True)
+        return [(f"—{mark}—" if one.is_line else mark, one.name) for mark, one in named if len(marks) > 1]
 
     @property
     def ticks_x(self) -> list[Tick]:

@@ -15,19 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from obsprune import __version__
-from obsprune.models.checkpoint import write_text
 from obsprune.report.card import title
 from obsprune.report.parts import Section, clean, markdown
 from obsprune.report.pathless import pathless_command, without_known
 from obsprune.report.sections import lead, make_sections
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-def write_pages(directory: Path, report: Mapping[str, Any]) -> None:
-    """Writes report.html and report.md into a result's directory. Raises OutputError."""
-    for name, make in PAGES.items():
-        write_text(directory / name, make(report))
 
 
 def make_page(report: Mapping[str, Any]) -> str:

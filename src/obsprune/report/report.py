@@ -21,9 +21,9 @@ from obsprune.evaluate.paired import beside, paired
 from obsprune.models.caution import is_dir, read_json
 from obsprune.models.checkpoint import write_text
 from obsprune.models.load import DEMO, Model
-from obsprune.models.origin import licence, origin
-from obsprune.report.card import write_card
-from obsprune.report.page import write_pages
+from obsprune.models.origin import CARD, licence, origin
+from obsprune.report.card import make_card
+from obsprune.report.page import PAGES
 
 SCHEMA = 1
 GOOD_FOR = (
@@ -265,9 +265,14 @@ def peak_memory() -> dict[str, int]:
 
 def write_report(run: RunDir, report: Report) -> None:
     """Writes report.json, and what is made of it, into the run's directory: the card, report.html and report.md."""
-    write_text(run.path / REPORT, json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_card(run.path, report)
-    write_pages(run.path, report)
+    told = finite(report)
+    texts = {
+        REPORT: json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        CARD: make_card(told),
+        **{name: make(told) for name, make in PAGES.items()},
+    }
+    for name, text in texts.items():  # all of them are made before the first one is there
+        write_text(run.path / name, text)
 
 
 def finite(tree: Any) -> Any:

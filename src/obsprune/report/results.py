@@ -50,7 +50,7 @@ def _change(metric: str, last: Report, first: Report, scores: Report) -> tuple[s
         return f"× {said.score(scores['ratio'])}", p
     if not said.is_finite(last[metric]) or not said.is_finite(first[metric]):
         return "", ""
-    spread = f" ± {test['stderr']:.2g}" if test else ""
+    spread = f" ± {test['stderr']:.2g}" if test and said.is_finite(test["stderr"]) else ""
     return f"{last[metric] - first[metric]:+.4f}{spread}", p
 
 

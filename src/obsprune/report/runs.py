@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from obsprune.engine.rundir import JOURNAL, Event, read_events
+from obsprune.engine.rundir import JOURNAL, REPORT, Event, read_events
 from obsprune.errors import InputError
 from obsprune.models.caution import is_dir, is_file
 from obsprune.models.checkpoint import PACKED_INDEX
@@ -81,11 +81,11 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 def _read_run(path: Path, name: str) -> Run:
     if not is_dir(path):
         raise InputError(f"there is no directory {path}; name the directories of finished runs")
-    report = read_report(path)
     events = read_events(path / JOURNAL) if is_file(path / JOURNAL) else []
     if events and events[-1]["kind"] != "end":
-        raise InputError(f"{path} holds an unfinished run: repeat the command that began it ({report['command']})")
-    return Run(name, path, report, events)
+        command = f" ({read_report(path)['command']})" if is_file(path / REPORT) else ""
+        raise InputError(f"{path} holds an unfinished run: repeat the command that began it{command}")
+    return Run(name, path, read_report(path), events)
 
 
 def whose(pair: Tree) -> str:

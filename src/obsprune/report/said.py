@@ -38,8 +38,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def seconds(value: float) -> str:
+def seconds(value: float | None) -> str:
     """A time."""
+    if not is_finite(value):
+        return NOT_FINITE
     if value < 120:
         return f"{value:.3g} s" if value >= 0.1 else f"{1000 * value:.2g} ms"
     minutes, rest = divmod(round(value), 60)

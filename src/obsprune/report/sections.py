@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from obsprune.report import pictures, results, said, weights
-from obsprune.report.card import WHO, method, uses
+from obsprune.report.card import LOST, WHO, method_of
 from obsprune.report.parts import Code, Facts, Figures, Notes, Part, Section, Sentence, Tiles
 
 Report = Mapping[str, Any]
@@ -33,7 +33,7 @@ def lead(report: Report) -> str:
     done = {"prune": "pruned", "train-prune": "pruned and retrained", "finetune": "fine-tuned"}[command(report)]
     return (
         f"The {model['kind']} {model['source']}, {done} by obsprune {report['versions']['obsprune']} "
-        f"({method(report)}): {sparsity['zeros']:,} of {sparsity['weights']:,} weights in "
+        f"({method_of(report)}): {sparsity['zeros']:,} of {sparsity['weights']:,} weights in "
         f"{said.counted(len(report['matrices']), 'matrix', 'matrices')} are zero."
     )
 
@@ -63,7 +63,7 @@ def summary(report: Report) -> Iterator[Part]:
             *([("on the hub", f"{base['id']}, revision {base['revision']}")] if base else []),
             ("architecture", f"{report['model']['type']}, {report['model']['parameters']:,} parameters"),
             ("computed in", f"{report['model']['compute_dtype']} on {report['model']['device']}"),
-            ("method", f"obsprune {command(report)}, {method(report)}"),
+            ("method", f"obsprune {command(report)}, {method_of(report)}"),
             ("left dense", "; ".join(f"{why}: {count}" for why, count in dense.items()) or "nothing"),
             ("result", report["output"]),
         ]
@@ -90,13 +90,14 @@ def _packed(report: Report) -> Iterator[tuple[str, str, str]]:
 def cost(report: Report) -> Iterator[Part]:
     yield Figures(pictures.time(report))
     spent, memory, most = report["seconds"], report["memory"], report["peak_memory_bytes"]
-    solving = sum(matrix.get("seconds", 0.0) for matrix in report["matrices"])
+    solving = sum(matrix.get("seconds") or 0.0 for matrix in report["matrices"])
+    alone = "solvers alone, in the round that was kept" if report.get("rounds") else "of these, solvers alone"
     parts = [(name, said.seconds(spent[key])) for key, name in pictures.SPENT.items() if spent.get(key)]
     yield Facts(
         [
             ("this process, from start to report", said.seconds(spent["total"])),
             *parts,
-            *([("of these, solvers alone", said.seconds(solving))] if solving else []),
+            *([(alone, said.seconds(solving))] if solving else []),
             *((f"memory of its own, {key.removesuffix('_bytes')}", said.size(value)) for key, value in memory.items()),
             *((f"resident or allocated, {key}", said.size(value)) for key, value in most.items()),
         ]
@@ -137,7 +138,7 @@ def repeat(report: Report) -> Iterator[Part]:
 
 
 def purpose(report: Report) -> Iterator[Part]:
-    yield Notes([report["good_for"], *uses("packed" in report)])
+    yield Notes([report["good_for"], LOST])
 
 
 NAMES = {

@@ -27,6 +27,14 @@ COLUMNS: dict[str, Callable[[Any], str]] = {
     "dtype": str,
 }
 """What a matrix may have beside its name, and how it is said."""
+MEANING = (
+    "Relative error: what is lost of a matrix's outputs on the calibration data, squared, as a share of them; after "
+    "corrected targets, block matching and rounds it is not what the whole model loses.",
+    "In the tables of matrices, loss is what is lost before it is a share of anything; correction is how far the "
+    "matrix's target was moved toward the dense model's output, from 0, not at all, to 1, all the way; tokens are "
+    "those of the calibration data (of images, patches or places) that it saw.",
+)
+"""Of what is told of matrices."""
 
 
 def matrices(report: Report) -> Iterator[Part]:
@@ -36,10 +44,7 @@ def matrices(report: Report) -> Iterator[Part]:
     ranked = sorted(found, key=lambda matrix: -(matrix.get("error") or 0.0))
     has_errors = any("error" in matrix for matrix in found)
     if has_errors:
-        yield Sentence(
-            "Relative error: what is lost of a matrix's outputs on the calibration data, squared, as a share of them; "
-            "after corrected targets and block matching it is not what the whole model loses."
-        )
+        yield from map(Sentence, MEANING)
         yield Table(f"The {min(WORST, len(found))} with the largest errors", *_listed(ranked[:WORST]))
     if len(found) <= MOST:
         yield Table(f"All {said.counted(len(found), 'matrix', 'matrices')}", *_listed(found), folded=True)
@@ -112,9 +117,12 @@ def matching(report: Report) -> Iterator[Part]:
     blocks = report.get("matching", [])
     if not blocks:
         return
-    before, after = (mean(block[when] for block in blocks) for when in ("before", "after"))
-    told = f"The blocks' own error fell from {said.number(before)} to {said.number(after)} in the mean."
-    yield Sentence(told)
+    pairs = [(block["before"], block["after"]) for block in blocks]
+    known = [pair for pair in pairs if all(map(said.is_finite, pair))]
+    if known:
+        before, after = map(mean, zip(*known, strict=True))
+        told = f"The blocks' own error fell from {said.number(before)} to {said.number(after)} in the mean."
+        yield Sentence(told)
     names = [name for name in blocks[0] if name != "block"]
     rows: list[list[Cell]] = [[block["block"], *(said.plain(block[name]) for name in names)] for block in blocks]
     yield Table("Block by block", ["block", *names], rows, folded=True)
@@ -124,7 +132,7 @@ def damping(report: Report) -> Iterator[Part]:
     """How much was added to the diagonals before they were factorised, and where it had to be more than asked."""
     used: dict[float, int] = {}
     for matrix in report["matrices"]:
-        if "damping" in matrix:
+        if matrix.get("damping") is not None:
             used[matrix["damping"]] = used.get(matrix["damping"], 0) + 1
     if not used:
         return
