@@ -14,7 +14,7 @@ from runs import LOSSES, change_report, make_run
 
 from obsprune.errors import InputError
 from obsprune.evaluate.paired import paired
-from obsprune.report import compare_page
+from obsprune.report import compare_page, said
 from obsprune.report.compare import Beside, Comparison, Contest, _corrected, _falls, compare
 from obsprune.report.runs import read_runs
 
@@ -126,7 +126,7 @@ def test_a_run_without_scores_is_told_what_a_page_needs(make: Make) -> None:
 def test_the_least_p_of_random_signs_is_a_bound(make: Make) -> None:
     (test,) = only(compared(make("one", dense=LOSSES * 3), make("other", 0.2, dense=LOSSES * 3))).tests
     assert compare_page.differing(test)[1] == "≤ 6.1e-05"
-    assert compare_page.probability(2**-13) == "0.00012", "of all signs it is what it is"
+    assert said.probability(2**-13) == "0.00012", "of all signs it is what it is"
 
 
 def test_the_method_is_more_than_its_solver(make: Make) -> None:

@@ -84,10 +84,12 @@ def _scores_table(evaluation: dict[str, Any]) -> Table:
 
 def change(values: dict[str, Any], others: dict[str, Any], pair: dict[str, Any]) -> tuple[str, str]:
     """How a score differs from another, and how probable that is by chance: (change, p)."""
+    from obsprune.report.said import probability  # imports torch
+
     metric, tests = values["metric"], pair["paired"]
     instead: dict[str, Any] = next(iter(tests.values()), {})  # perplexity itself has no items: its loss has
     test = tests.get(metric, instead)
-    p = f"{test['p']:.2g}" if test else ""
+    p = probability(test["p"]) if test else ""
     if "ratio" in pair:
         return f"x {pair['ratio']:.3f}", p
     stderr = f" ± {tests[metric]['stderr']:.2g}" if metric in tests else ""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from obsprune.evaluate.paired import FLIPS
 from obsprune.report import said
 from obsprune.report.compare import Beside, Comparison, Contest, Score
 from obsprune.report.differences import Difference
@@ -23,8 +21,6 @@ LONGEST = 18
 HASH = re.compile(r"[0-9a-f]{40,}")
 EMPTY = {"evaluation": "default"}
 """What no entries in a list mean, where it is not that there are none."""
-FLOOR = 1 / (FLIPS + 1)
-"""The least p that signs turned at random can give: it may be less."""
 MEANING = (
     (
         "size",
@@ -201,12 +197,7 @@ def differing(test: Beside) -> tuple[str, str]:
     """Difference with its standard error, and p."""
     if test.difference is None:
         return "", ""
-    return f"{test.difference:+.4f} ± {test.stderr:.2g}", probability(test.p or 0.0)
-
-
-def probability(p: float) -> str:
-    """Two digits; what may be less, as a bound."""
-    return f"{'≤ ' if math.isclose(p, FLOOR) else ''}{p:.2g}"
+    return f"{test.difference:+.4f} ± {test.stderr:.2g}", said.probability(test.p or 0.0)
 
 
 def _alone(contests: Sequence[Contest], letters: dict[str, str]) -> Table:

@@ -45,7 +45,7 @@ def _change(metric: str, last: Report, first: Report, scores: Report) -> tuple[s
     """How much one score differs from another, and how probable that is by chance."""
     tests = scores.get("paired", {})
     test = tests.get("nll" if metric == "perplexity" else metric)
-    p = f"{test['p']:.2g}" if test and said.is_finite(test["p"]) else ""
+    p = said.probability(test["p"]) if test and said.is_finite(test["p"]) else ""
     if metric == "perplexity" and "ratio" in scores:
         return f"× {said.score(scores['ratio'])}", p
     if not said.is_finite(last[metric]) or not said.is_finite(first[metric]):

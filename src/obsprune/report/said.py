@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from obsprune.evaluate.paired import FLIPS
 from obsprune.report.pathless import pathless
 
 UNITS = ("sequences", "images", "questions", "documents")
@@ -13,14 +14,19 @@ SPEED, FACTS = {"seconds", "images_per_second"}, {"crop_pct", "param_count"}
 """Numbers of a score that say nothing of how good a model is."""
 DERIVED = ("_stderr", "_err")
 """How numbers end that belong to another one: its standard error, what it lacks to all."""
-
-
 NOT_FINITE = "not finite"
+FLOOR = 1 / (FLIPS + 1)
+"""The least p that signs turned at random can give: it may be less."""
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:
     """Whether there is a number to speak of: what is none has no place in JSON, and is null in a report."""
     return value is not None and math.isfinite(value)
+
+
+def probability(p: float) -> str:
+    """Two digits; what may be less, as a bound."""
+    return f"{'≤ ' if math.isclose(p, FLOOR) else ''}{p:.2g}"
 
 
 def number(value: float | None) -> str:
