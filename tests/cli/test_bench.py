@@ -103,7 +103,11 @@ def test_a_stopped_growth_leaves_its_points_and_says_that_it_begins_anew(
         return real(trials)
 
     monkeypatch.setattr(growth, "_best", stopped)
-    shown = cli("bench", "--growth", "--device", "cpu", "--workdir", ".", "-o", "growth.json", "--quiet")
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        shown = cli("bench", "--growth", "--device", "cpu", "--workdir", ".", "-o", "growth.json", "--quiet")
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert shown.exit_code == code
     assert shown.stderr.startswith("error: stopped; the same command begins anew") and shown.stderr.count("\n") == 1
     assert len(json.loads(Path("growth.json").read_text())["points"]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 """As which systems know it."""
+PATIENCE = 10
+"""Seconds in which a page must have been painted."""
 LOOK = (Path(__file__).parent / "browser.js").read_text()
 
 
@@ -41,7 +44,9 @@ class Visit:
 
     def times(self) -> dict[str, float]:
         """Milliseconds from the beginning of the navigation until it was loaded, and until something was painted."""
-        self.page.wait_for_function("performance.getEntriesByType('paint').length > 1")
+        until = time.monotonic() + PATIENCE  # playwright's own waiting is a script, which the page forbids
+        while self.page.evaluate("performance.getEntriesByType('paint').length") < 2 and time.monotonic() < until:
+            self.page.wait_for_timeout(20)
         told = "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('paint')]"
         entries = self.page.evaluate(f"{told}.map((one) => one.toJSON())")
         ends = {one["name"]: one.get("loadEventEnd") or one["startTime"] for one in entries}
